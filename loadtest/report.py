@@ -1,0 +1,127 @@
+"""What a run comes to, for people to read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from samples import Sample
+from scenarios import Scenario
+
+# Of each system, one sample per round.
+Samples = dict[str, list[Sample]]
+
+OWN = "tiercel"
+REFERENCES = ("fastapi", "flask", "in-process")
+# CPUs busy with something else, from which on throughput and latency say more about that than about the systems.
+NOISY = 0.1
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a server needs besides CPU time for its answers."""
+
+    name: str
+    ready_seconds: list[float]
+    last_worker_private_bytes: int
+    idle_cpus: float
+
+
+def headline(scenario: Scenario) -> str:
+    return f"{scenario.name}: {scenario.title}; {scenario.connections} connections, keep-alive, closed loop, direct"
+
+
+def scenario(samples: Samples) -> str:
+    return "\n\n".join(filter(None, (_figures(samples), _ratios(samples), _client(samples), _noise(samples))))
+
+
+def footprints(servers: list[Footprint]) -> str:
+    head = ["server", "ready s", "lowest-highest", "private MB of the last worker", "CPUs when idle"]
+    rows = [
+        [
+            server.name,
+            f"{median(server.ready_seconds):.2f}",
+            f"{min(server.ready_seconds):.2f}-{max(server.ready_seconds):.2f}",
+            f"{server.last_worker_private_bytes / 1e6:.1f}",
+            f"{server.idle_cpus:.3f}",
+        ]
+        for server in servers
+    ]
+    return table(head, rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for row in [head, ["-" * width for width in widths], *rows]:
+        first, *others = row
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
+
+
+def _figures(samples: Samples) -> str:
+    """Medians over the rounds."""
+    head = ["system", "req/s", "lowest-highest", "p50 ms", "p99 ms", "CPU us/req", "balance", "others", "errors"]
+    rows = []
+    for name, taken in samples.items():
+        rates = [sample.rate for sample in taken]
+        rows.append(
+            [
+                name,
+                f"{median(rates):,.0f}",
+                f"{min(rates):,.0f}-{max(rates):,.0f}",
+                f"{_median(taken, 'p50'):.2f}",
+                f"{_median(taken, 'p99'):.2f}",
+                f"{_median(taken, 'cpu'):,.0f}",
+                f"{_median(taken, 'balance'):.2f}",
+                f"{_median(taken, 'others'):.2f}",
+                str(sum(sample.errors for sample in taken)),
+            ]
+        )
+    return table(head, rows)
+
+
+def _ratios(samples: Samples) -> str:
+    """Each of ours beside each reference: the median, over the rounds, of the ratio within a round, and its range."""
+    rows = [
+        [
+            f"{name} / {reference}",
+            _ratio(samples[name], samples[reference], lambda mine, other: mine.rate / other.rate),
+            _ratio(samples[name], samples[reference], lambda mine, other: other.cpu / mine.cpu),
+        ]
+        for reference in REFERENCES
+        if reference in samples
+        for name in samples
+        if name.startswith(OWN)
+    ]
+    return table(["median of the rounds' ratios", "req/s", "requests per CPU second"], rows) if rows else ""
+
+
+def _client(samples: Samples) -> str:
+    """What the load generator took of the CPUs that it shares with the servers."""
+    served = {name: taken for name, taken in samples.items() if _median(taken, "client_cpu")}
+    if not served:
+        return ""
+    fastest = max(served, key=lambda name: _median(served[name], "rate"))
+    cost, rate = _median(served[fastest], "client_cpu"), _median(served[fastest], "rate")
+    return (
+        f"load generator: {cost:.0f} us of CPU per request with {fastest}, which is {cost * rate / 1e6:.2f} CPUs; "
+        f"on one CPU of its own it could send {1e6 / cost:,.0f} req/s, {1e6 / cost / rate:.1f} times as many"
+    )
+
+
+def _noise(samples: Samples) -> str:
+    others = median(sample.others for taken in samples.values() for sample in taken)
+    if others < NOISY:
+        return ""
+    return f"NOISY: {others:.2f} CPUs were busy with something else: of these figures, trust requests per CPU second"
+
+
+def _median(samples: list[Sample], what: str) -> float:
+    return median(getattr(sample, what) for sample in samples)
+
+
+def _ratio(mine: list[Sample], others: list[Sample], ratio: Callable[[Sample, Sample], float]) -> str:
+    ratios = [ratio(a, b) for a, b in zip(mine, others, strict=True)]
+    return f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"

@@ -1,0 +1,56 @@
+"""One measurement: what the client saw, and who used the CPUs meanwhile."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from generator import Outcome
+from processes import TICKS, busy_seconds, cpu_seconds
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rates are per second, latencies in milliseconds, CPU times in microseconds per answer, shares from 0 to 1."""
+
+    rate: float
+    p50: float
+    p99: float
+    worst: float
+    answers: int
+    errors: int
+    first_error: str
+    cpu: float
+    client_cpu: float
+    # CPU time of the least busy of the workers over that of the busiest: 0 if one of them got all the connections.
+    balance: float
+    # CPUs that were busy with anything but the system and the load generator.
+    others: float
+
+
+def take_sample(pids: list[int], workers: list[int], run: Callable[[], Outcome]) -> Sample:
+    """Measure `run`, which keeps the processes `pids` busy, foremost the `workers` among them."""
+    busy, before, started = busy_seconds(), cpu_seconds(pids), time.perf_counter()
+    outcome = run()
+    elapsed, after, busy = time.perf_counter() - started, cpu_seconds(pids), busy_seconds() - busy
+    used = {pid: after[pid] - before[pid] for pid in pids}
+    total = sum(used.values())
+    shares = [used[pid] for pid in workers]
+    latencies = sorted(outcome.latencies) or [float("nan")]
+    per_answer = 1e6 / max(1, outcome.completed)
+    return Sample(
+        rate=len(outcome.latencies) / outcome.seconds,
+        p50=1000 * _percentile(latencies, 0.5),
+        p99=1000 * _percentile(latencies, 0.99),
+        worst=1000 * latencies[-1],
+        answers=outcome.completed,
+        errors=outcome.errors,
+        first_error=outcome.first_error,
+        cpu=total * per_answer,
+        client_cpu=outcome.cpu_seconds * per_answer,
+        balance=min(shares) / max(*shares, 1 / TICKS),
+        others=max(0.0, busy - total - outcome.cpu_seconds) / elapsed,
+    )
+
+
+def _percentile(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

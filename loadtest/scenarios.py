@@ -1,0 +1,114 @@
+"""What is asked of every system, and what it must answer."""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from generator import Exchange
+
+from inference_core.images import decode_image
+from inference_core.instances import best_labels
+from inference_core.manifest import read_package
+from inference_core.model import Model, RunOptions, load_model
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+MAX_MODEL_BYTES = 1 << 30
+MAX_PIXELS = 16_000_000
+TOP_K = 5
+# Servers may differ in how they round and print a score, not in what they mean.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    title: str
+    connections: int
+    exchanges: Sequence[Exchange]
+
+
+def tabular() -> Scenario:
+    """One row of 30 features, in the JSON of the Open Inference Protocol."""
+    row = json.loads((MODELS / "breast-cancer/examples/instances.json").read_bytes())["instances"][0]
+    features = {"name": "features", "shape": [1, len(row)], "datatype": "FP32", "data": row}
+    body = json.dumps({"inputs": [features]}).encode()
+    classes, probabilities = open_model("breast-cancer").run({"features": np.array([row], np.float32)}, None, RunOptions())
+    expected = {"class_id": classes.ravel().tolist(), "probabilities": probabilities.ravel().tolist()}
+    request = _post("/v2/models/breast-cancer/infer", "application/json", body)
+    exchange = Exchange(request, functools.partial(_fault, functools.partial(_is_inference, expected)))
+    return Scenario("tabular", "breast-cancer, one row as OIP JSON", 16, [exchange])
+
+
+def image() -> Scenario:
+    """The example photos in turn, each as the body of a request."""
+    exchanges = []
+    for photo, labels in photos():
+        request = _post("/v1/models/efficientnet-lite0:predict", "image/jpeg", photo)
+        exchanges.append(Exchange(request, functools.partial(_fault, functools.partial(is_labels, labels))))
+    return Scenario("image", f"efficientnet-lite0, {len(exchanges)} JPEG files in turn", 8, exchanges)
+
+
+SCENARIOS: dict[str, Callable[[], Scenario]] = {"tabular": tabular, "image": image}
+
+
+def photos() -> list[tuple[bytes, list[dict[str, Any]]]]:
+    """The example photos and the labels expected of each, best first."""
+    model = open_model("efficientnet-lite0")
+    found = []
+    for path in sorted((MODELS / "efficientnet-lite0/examples").glob("*.jpg")):
+        photo = path.read_bytes()
+        labels = classify(model, photo)
+        published = model.manifest.metrics["examples"][path.name]["int8"]["label"]
+        if labels[0]["label"] != published:
+            raise ValueError(f"{path.name}: expected {published} as in the manifest, got {labels[0]['label']}")
+        found.append((photo, labels))
+    return found
+
+
+def open_model(name: str) -> Model:
+    return load_model(read_package(MODELS / name / "1", MAX_MODEL_BYTES), intra_op_threads=1)
+
+
+def classify(model: Model, photo: bytes) -> list[dict[str, Any]]:
+    """The five most probable labels of a JPEG file, best first, in process."""
+    spec = model.manifest.image
+    assert spec is not None, "expected a model of photos"
+    [probabilities] = model.run({spec.input: decode_image(photo, spec, MAX_PIXELS)}, [spec.output], RunOptions())
+    labels: list[dict[str, Any]] = msgspec.to_builtins(best_labels(probabilities[0], model.manifest.labels, TOP_K))
+    return labels
+
+
+def is_labels(expected: list[dict[str, Any]], got: Any) -> bool:
+    """Whether `got["predictions"]` are the `expected` labels."""
+    predictions = got["predictions"]
+    return len(predictions) == len(expected) and all(
+        a["label"] == b["label"] and a["class_id"] == b["class_id"] and math.isclose(a["score"], b["score"], abs_tol=TOLERANCE)
+        for a, b in zip(expected, predictions, strict=True)
+    )
+
+
+def _is_inference(expected: dict[str, list[float]], got: Any) -> bool:
+    outputs = {output["name"]: output["data"] for output in got["outputs"]}
+    return outputs.keys() == expected.keys() and all(
+        len(outputs[name]) == len(values) and np.allclose(outputs[name], values, rtol=0, atol=TOLERANCE)
+        for name, values in expected.items()
+    )
+
+
+def _fault(fits: Callable[[Any], bool], body: bytes) -> str | None:
+    try:
+        right = fits(json.loads(body))
+    except (ValueError, TypeError, KeyError) as error:
+        return f"expected the model's prediction, got {body[:400]!r} ({type(error).__name__}: {error})"
+    return None if right else f"expected another prediction, got {body[:400]!r}"
+
+
+def _post(path: str, media_type: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body

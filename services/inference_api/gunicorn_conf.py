@@ -1,0 +1,74 @@
+"""Gunicorn's configuration: `gunicorn -c python:inference_api.gunicorn_conf`. All of it comes from the settings."""
+
+import gc
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import inference_api.main  # noqa: F401  # PERF: imported once, before the fork: workers share it and start in no time
+from inference_core.bootstrap import prepare
+from inference_core.errors import TiercelError
+from inference_core.settings import SettingsError, read_settings
+from inference_core.telemetry import configure_logging
+from inference_core.thread_plan import granted_cpus, make_plan
+
+WORKER_CLASSES = {
+    "meinheld": "inference_api.workers.meinheld.MeinheldWorker",
+    "llhttp": "inference_api.workers.llhttp.LlhttpWorker",
+    "gthread": "gthread",
+}
+
+try:
+    _settings = read_settings(os.environ)
+    _plan = make_plan(_settings, granted_cpus())
+except SettingsError as error:
+    sys.exit(f"tiercel: {error}")
+
+wsgi_app = "inference_api.main:get_app()"
+proc_name = "tiercel"
+bind = _settings.bind
+umask = 0o117
+backlog = 1024
+worker_class = WORKER_CLASSES[_settings.worker_class]
+workers = _plan.workers
+# gthread only: an inference has the worker for itself all the same, threads wait for slow clients.
+threads = 4
+worker_connections = 1000
+# The heartbeat; a hung inference is ended earlier, by inference_core.watchdog.
+timeout = 30
+graceful_timeout = int(_settings.drain_seconds) + 10
+# Longer than NGINX keeps an idle connection to us, so that it is never us who closes one that it is about to use.
+keepalive = 75
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108  # memory, as a heartbeat must not wait for a disk
+control_socket_disable = True
+# Sessions and threads are made after the fork.
+preload_app = False
+header_map = "drop"
+limit_request_line = 8190
+loglevel = _settings.log_level
+
+
+def on_starting(server: Any) -> None:
+    configure_logging(_settings.log_level)
+    server.log.info("thread plan: %s, worker class %s", _plan, _settings.worker_class)
+    if not _settings.state_dir:
+        os.environ["TIERCEL_STATE_DIR"] = server.tiercel_state_dir = tempfile.mkdtemp(prefix="tiercel-")
+    try:
+        prepare(read_settings(os.environ))
+    except (TiercelError, OSError) as error:
+        sys.exit(f"tiercel: {error}")
+    # PERF: what exists now stays shared with the workers, as no collection will touch it.
+    gc.collect()
+    gc.freeze()
+
+
+def on_reload(server: Any) -> None:
+    prepare(read_settings(os.environ))
+
+
+def on_exit(server: Any) -> None:
+    if hasattr(server, "tiercel_state_dir"):
+        shutil.rmtree(Path(server.tiercel_state_dir), ignore_errors=True)

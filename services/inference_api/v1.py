@@ -1,0 +1,150 @@
+"""The easy door: what is served, and `:predict` for JSON instances and for photos."""
+
+from typing import Any
+
+import falcon
+import msgspec
+
+from inference_api.openapi import TIMED_ERRORS, Operation
+from inference_api.requests import media_type, read_body, read_json_body, watch, whole_number
+from inference_api.v2 import Resource, send
+from inference_core import instances
+from inference_core.errors import UnsupportedMedia
+from inference_core.images import MEDIA_TYPES, decode_image
+from inference_core.instances import ModelIdentity, PredictRequest, PredictResponse
+from inference_core.manifest import ImageInput, Manifest, TensorSpec
+from inference_core.model import Model
+from inference_core.watchdog import InFlight
+
+DEFAULT_TOP_K = 5
+
+
+class ModelSummary(msgspec.Struct):
+    name: str
+    version: str
+    state: str
+    description: str
+    digest: str
+
+
+class ModelList(msgspec.Struct):
+    models: list[ModelSummary]
+
+
+class ModelDescription(msgspec.Struct):
+    name: str
+    version: str
+    state: str
+    description: str
+    digest: str
+    licence: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    # Media types that :predict takes besides JSON; none unless the model takes photos.
+    media_types: tuple[str, ...]
+    labels: int
+    metrics: dict[str, Any]
+
+
+class ModelListResource(Resource):
+    """The models that are served."""
+
+    operation = Operation(response=ModelList)
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        send(resp, ModelList([_summary(model) for model in self._services.repository.loaded()]))
+
+    on_head = on_get
+
+
+class ModelResource(Resource):
+    """A model: what goes in, what comes out, what was measured."""
+
+    operation = Operation(response=ModelDescription, errors=(404, 503))
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
+        send(resp, _description(self._services.repository.get(model)))
+
+    on_head = on_get
+
+
+class PredictResource(Resource):
+    """Predict from JSON instances, or from a photo."""
+
+    operation = Operation(
+        request=PredictRequest,
+        request_required=True,
+        response=PredictResponse,
+        binary=MEDIA_TYPES,
+        parameters=("top_k", "X-Request-Timeout-Ms"),
+        errors=TIMED_ERRORS,
+    )
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
+        served = self._services.repository.get(model, version)
+        image = _image_input(req, served.manifest)
+        top_k = _top_k(req, served.manifest)
+        body = read_body(req, self._services.settings.max_body_bytes) if image else read_json_body(req, self._services)
+        with watch(req, self._services) as in_flight:
+            if image:
+                predictions = self._predict_photo(body, served, image, top_k, in_flight)
+            else:
+                predictions = self._predict_instances(body, served, top_k, in_flight)
+        identity = ModelIdentity(served.manifest.name, served.manifest.version, served.digest)
+        send(resp, PredictResponse(predictions, identity))
+
+    def _predict_photo(
+        self, body: bytes, served: Model, image: ImageInput, top_k: int, in_flight: InFlight
+    ) -> list[Any]:
+        tensor = decode_image(body, image, self._services.settings.max_image_pixels)
+        [probabilities] = self._services.predictor.predict(served, {image.input: tensor}, [image.output], in_flight)
+        return instances.best_labels(probabilities[0], served.manifest.labels, top_k)
+
+    def _predict_instances(self, body: bytes, served: Model, top_k: int, in_flight: InFlight) -> list[Any]:
+        manifest, max_pixels = served.manifest, self._services.settings.max_image_pixels
+        feeds, photos = instances.decode_instances(body, manifest, max_pixels, in_flight.check)
+        outputs = [manifest.image.output] if photos and manifest.image else None
+        arrays = self._services.predictor.predict(served, feeds, outputs, in_flight)
+        if photos:
+            return [instances.best_labels(row, manifest.labels, top_k) for row in arrays[0]]
+        return instances.to_predictions(manifest.outputs, arrays)
+
+
+def _image_input(req: falcon.Request, manifest: Manifest) -> ImageInput | None:
+    """How to read the body if it is a photo; UnsupportedMedia if it is one that `manifest` does not take."""
+    kind = media_type(req)
+    if not kind.startswith("image/"):
+        return None
+    if manifest.image is None or kind not in MEDIA_TYPES:
+        expected = " or ".join(("application/json", *(MEDIA_TYPES if manifest.image else ())))
+        raise UnsupportedMedia(f"Content-Type: model {manifest.name} expects {expected}, got {kind}")
+    return manifest.image
+
+
+def _top_k(req: falcon.Request, manifest: Manifest) -> int:
+    given, most = req.get_param("top_k"), len(manifest.labels)
+    return min(DEFAULT_TOP_K, most) if given is None else whole_number("top_k", given, 1, most)
+
+
+def _summary(model: Model) -> ModelSummary:
+    manifest = model.manifest
+    return ModelSummary(manifest.name, manifest.version, "READY", manifest.description, model.digest)
+
+
+def _description(model: Model) -> ModelDescription:
+    manifest = model.manifest
+    return ModelDescription(
+        name=manifest.name,
+        version=manifest.version,
+        state="READY",
+        description=manifest.description,
+        digest=model.digest,
+        licence=manifest.licence,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        max_batch_size=manifest.max_batch_size,
+        media_types=MEDIA_TYPES if manifest.image else (),
+        labels=len(manifest.labels),
+        metrics=manifest.metrics,
+    )

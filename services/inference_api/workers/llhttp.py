@@ -1,0 +1,263 @@
+"""A Gunicorn worker on llhttp, the HTTP parser of Node.js (PyPI httptools): one thread, epoll, the application called inline.
+
+An inference takes the whole core that the thread plan gives this worker, so a second thread would only make it later.
+What waits for other processes (`App.waits`) runs aside in a thread. Every ready connection has one request served in
+turn, and new connections are accepted last, so that they go to whichever worker is idle.
+"""
+
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn.workers.base import Worker
+
+from inference_api.workers.connection import Connection, Environ, Limits, Refusal, Request, base_environ
+from inference_api.workers.response import Response, respond
+from inference_core.settings import read_settings
+
+READ_BYTES = 256 << 10
+TICK_SECONDS = 1.0
+ACCEPT_PAUSE_SECONDS = 0.1
+LINGER_SECONDS = 2.0
+MAX_ASIDE = 8
+CONTINUE = Response(b"HTTP/1.1 100 Continue\r\n\r\n", None, close=False)
+
+
+class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
+    def run(self) -> None:
+        settings = read_settings(os.environ)
+        self._limits = Limits(settings.max_body_bytes, self.cfg.keepalive)
+        self._drain_seconds = settings.drain_seconds
+        self._waits: Callable[[Environ], bool] = getattr(self.wsgi, "waits", lambda environ: False)
+        self._connections: dict[int, Connection] = {}
+        self._backlog: deque[Connection] = deque()
+        self._answered_aside: deque[tuple[Connection, Response]] = deque()
+        self._aside = 0
+        self._listeners = {listener.fileno(): listener for listener in self.sockets}
+        self._listening = False
+        self._listen_from = 0.0
+        self._next_tick = 0.0
+        self._drain_from: float | None = None
+        for listener in self.sockets:
+            listener.setblocking(False)
+        self._epoll = select.epoll()
+        self._epoll.register(self.PIPE[0], select.EPOLLIN)
+        while not self._ended(time.monotonic()):
+            self._turn()
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """SIGQUIT and SIGINT: end now."""
+        self.cfg.worker_int(self)
+        sys.exit(0)
+
+    def handle_abort(self, sig: int, frame: Any) -> None:
+        """SIGABRT: the arbiter misses our heartbeat. Not SystemExit, which what hangs could catch."""
+        self.cfg.worker_abort(self)
+        os._exit(1)
+
+    # The loop.
+
+    def _turn(self) -> None:
+        self._listen()
+        arrivals = []
+        for fd, events in self._epoll.poll(0 if self._backlog else TICK_SECONDS):
+            if connection := self._connections.get(fd):
+                self._on_event(connection, events)
+            elif fd in self._listeners:
+                arrivals.append(self._listeners[fd])
+            elif fd == self.PIPE[0]:
+                self._wake_up()
+        for _ in range(len(self._backlog)):
+            self._serve_next(self._backlog.popleft())
+        for listener in arrivals:
+            self._accept(listener)
+
+    def _ended(self, now: float) -> bool:
+        """Once a second: give a sign of life, look for connections that are late, and say whether all is drained."""
+        if now < self._next_tick:
+            return False
+        self._next_tick = now + TICK_SECONDS
+        self.notify()
+        for connection in list(self._connections.values()):
+            if now > connection.deadline:
+                self._on_late(connection, now)
+        if self.ppid != os.getppid():
+            self.alive = False
+        if self.alive:
+            return False
+        self._drain_from = self._drain_from or now
+        drained = now - self._drain_from
+        idle = not any(connection.busy for connection in self._connections.values())
+        return not self._connections or (idle and drained > self._drain_seconds) or drained > self.cfg.graceful_timeout
+
+    def _listen(self) -> None:
+        """Take new connections, unless this worker is ending, full, or out of file descriptors."""
+        wanted = self.alive and len(self._connections) < self.cfg.worker_connections
+        if self._listen_from and time.monotonic() < self._listen_from:
+            wanted = False
+        if wanted == self._listening:
+            return
+        for listener in self.sockets:
+            if wanted:
+                self._epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            else:
+                self._epoll.unregister(listener)
+        self._listening = wanted
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            client, peer = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:  # out of file descriptors or memory: those who are connected come first
+            self.log.warning("cannot accept connections: %s", error)
+            self._listen_from = time.monotonic() + ACCEPT_PAUSE_SECONDS
+            return
+        client.setblocking(False)
+        if client.family != socket.AF_UNIX:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = Connection(client, base_environ(listener, client, peer), self._limits, time.monotonic())
+        self._connections[connection.fd] = connection
+        self._want(connection, select.EPOLLIN)
+        self._read(connection)
+
+    def _on_event(self, connection: Connection, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._flush(connection)
+        else:  # readable, closed or broken: reading tells
+            self._read(connection)
+
+    def _on_late(self, connection: Connection, now: float) -> None:
+        if not connection.reading:
+            self._close(connection)
+            return
+        connection.refuse(Refusal(408, "the request took too long to arrive"))
+        connection.deadline = now + self._limits.write_seconds
+        self._serve_next(connection)
+
+    # One connection.
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            data = connection.socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(connection)
+        elif not connection.finished:
+            connection.feed(data, time.monotonic())
+            if connection.requests:
+                self._serve_next(connection)
+            elif connection.continues:
+                connection.continues = False
+                self._send(connection, CONTINUE)
+
+    def _serve_next(self, connection: Connection) -> None:
+        request = connection.requests.popleft()
+        keep_alive = request.keep_alive and self.alive
+        if not request.refusal and self._waits(request.environ):
+            self._run_aside(connection, request, keep_alive)
+        else:
+            self._send(connection, respond(self.wsgi, request, keep_alive))
+
+    def _send(self, connection: Connection, response: Response) -> None:
+        connection.out, connection.rest, connection.closes = response.data, response.rest, response.close
+        self._flush(connection)
+
+    def _flush(self, connection: Connection) -> None:
+        """Send what the socket takes; the next piece of a longer body has its turn after the other connections."""
+        try:
+            if not connection.out and connection.rest:
+                connection.out = next(connection.rest, b"")
+                connection.rest = connection.rest if connection.out else None
+            sent = connection.socket.send(connection.out) if connection.out else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._close(connection)
+            return
+        except Exception:
+            self.log.exception("the application failed in the middle of an answer")
+            self._close(connection)
+            return
+        if sent < len(connection.out):
+            connection.out = memoryview(connection.out)[sent:]
+        else:
+            connection.out = b""
+        if connection.out or connection.rest:
+            connection.busy = True
+            connection.deadline = time.monotonic() + self._limits.write_seconds
+            self._want(connection, select.EPOLLOUT)
+        else:
+            self._after_answer(connection)
+
+    def _after_answer(self, connection: Connection) -> None:
+        connection.busy = False
+        now = time.monotonic()
+        if connection.closes and not connection.finished:
+            self._close(connection)
+        elif connection.closes:
+            # Closing on a client that is still sending would reset the connection before it has read our answer.
+            connection.socket.shutdown(socket.SHUT_WR)
+            connection.deadline = now + LINGER_SECONDS
+            self._want(connection, select.EPOLLIN)
+        elif connection.requests:
+            connection.busy = True
+            self._want(connection, 0)
+            self._backlog.append(connection)
+        else:
+            if not connection.reading:
+                connection.deadline = now + self._limits.keepalive_seconds
+            self._want(connection, select.EPOLLIN)
+
+    def _want(self, connection: Connection, events: int) -> None:
+        if events == connection.events:
+            return
+        if not events:
+            self._epoll.unregister(connection.fd)
+        elif not connection.events:
+            self._epoll.register(connection.fd, events)
+        else:
+            self._epoll.modify(connection.fd, events)
+        connection.events = events
+
+    def _close(self, connection: Connection) -> None:
+        self._want(connection, 0)
+        del self._connections[connection.fd]
+        connection.close()
+
+    # Requests that wait for others.
+
+    def _run_aside(self, connection: Connection, request: Request, keep_alive: bool) -> None:
+        if self._aside >= MAX_ASIDE:
+            request.refusal = Refusal(503, f"expected at most {MAX_ASIDE} such requests at a time, got more")
+            self._send(connection, respond(self.wsgi, request, False))
+            return
+        self._aside += 1
+        connection.busy = True
+        connection.deadline = float("inf")
+        self._want(connection, 0)
+        threading.Thread(target=self._answer_aside, args=(connection, request, keep_alive), daemon=True).start()
+
+    def _answer_aside(self, connection: Connection, request: Request, keep_alive: bool) -> None:
+        self._answered_aside.append((connection, respond(self.wsgi, request, keep_alive)))
+        try:
+            os.write(self.PIPE[1], b".")
+        except BlockingIOError:  # full: the loop is about to wake up anyway
+            return
+
+    def _wake_up(self) -> None:
+        """A signal came, or an answer is ready."""
+        os.read(self.PIPE[0], READ_BYTES)
+        while self._answered_aside:
+            connection, response = self._answered_aside.popleft()
+            self._aside -= 1
+            self._send(connection, response)

@@ -1,0 +1,151 @@
+"""Calling a WSGI application (PEP 3333) and putting its answer on the wire (RFC 9112)."""
+
+import http
+import time
+from collections.abc import Callable, Iterable, Iterator
+from email.utils import formatdate
+from typing import Any
+
+import structlog
+
+from inference_api.error_handlers import error_body
+from inference_api.workers.connection import Environ, Request
+
+# PERF: up to this size head and body are copied together and leave in one system call.
+JOINED_BYTES = 64 << 10
+BODILESS = ("1", "204", "304")
+
+Headers = list[tuple[str, str]]
+WsgiApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+
+log = structlog.get_logger()
+
+
+class Response:
+    """`data` to send first, then what `rest` yields; then the connection closes or waits for the next request."""
+
+    __slots__ = ("close", "data", "rest")
+
+    def __init__(self, data: bytes, rest: Iterator[bytes] | None, close: bool) -> None:
+        self.data = data
+        self.rest = rest
+        self.close = close
+
+
+def respond(app: WsgiApp, request: Request, keep_alive: bool) -> Response:
+    """The application's answer, or the server's own if the request was refused or the application failed."""
+    environ = request.environ
+    if request.refusal:
+        return _own(environ, request.refusal.status, request.refusal.detail)
+    try:
+        return _call(app, environ, keep_alive)
+    except Exception as error:
+        log.error("the application failed", path=environ["PATH_INFO"], exc_info=error)
+        return _own(environ, 500, "an error of the server")
+
+
+def check_headers(fields: str, count: int) -> None:
+    """SECURITY: a line break or NUL inside one of `count` fields would start another field, or another answer."""
+    if fields.count("\n") != count or fields.count("\r") != count or "\0" in fields:
+        raise ValueError("a response header contains a control character")
+
+
+def _call(app: WsgiApp, environ: Environ, keep_alive: bool) -> Response:
+    started: list[Any] = []
+
+    def start_response(status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], None]:
+        started[:] = (status, headers)
+        return _no_write
+
+    result = app(environ, start_response)
+    if isinstance(result, list):  # what Falcon returns unless it streams
+        return _whole(environ, started[0], started[1], b"".join(result), keep_alive)
+    return _streamed(environ, started, result, keep_alive)
+
+
+def _whole(environ: Environ, status: str, headers: Headers, body: bytes, keep_alive: bool) -> Response:
+    if status.startswith(BODILESS):
+        return Response(_head(status, _without_length(headers), "", keep_alive), None, not keep_alive)
+    length = "" if _has_length(headers) else f"Content-Length: {len(body)}\r\n"
+    head = _head(status, headers, length, keep_alive)
+    if environ["REQUEST_METHOD"] == "HEAD":
+        return Response(head, None, not keep_alive)
+    if len(body) > JOINED_BYTES:
+        return Response(head, iter((body,)), not keep_alive)
+    return Response(head + body, None, not keep_alive)
+
+
+def _streamed(environ: Environ, started: list[Any], result: Iterable[bytes], keep_alive: bool) -> Response:
+    """A body of unknown extent: chunked, or to the end of the connection for HTTP/1.0."""
+    chunks = iter(result)
+    first = next(chunks, b"")  # a generator calls start_response only now
+    status, headers = started
+    if environ["REQUEST_METHOD"] == "HEAD" or status.startswith(BODILESS):
+        _close(result)
+        return Response(_head(status, headers, "", keep_alive), None, not keep_alive)
+    if _has_length(headers):
+        return Response(_head(status, headers, "", keep_alive) + first, _closing(chunks, result), not keep_alive)
+    if environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+        return Response(_head(status, headers, "", False) + first, _closing(chunks, result), True)
+    head = _head(status, headers, "Transfer-Encoding: chunked\r\n", keep_alive)
+    return Response(head + _chunk(first), _chunked(chunks, result), not keep_alive)
+
+
+def _head(status: str, headers: Headers, extra: str, keep_alive: bool) -> bytes:
+    fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    check_headers(fields, len(headers))
+    connection = "" if keep_alive else "Connection: close\r\n"
+    return f"HTTP/1.1 {status}\r\nDate: {_now()}\r\n{connection}{extra}{fields}\r\n".encode("latin-1")
+
+
+def _own(environ: Environ, status: int, detail: str) -> Response:
+    body, media_type = error_body(environ.get("PATH_INFO", ""), status, detail, "")
+    headers = [("Content-Type", media_type), ("Content-Length", str(len(body)))]
+    head = _head(f"{status} {http.HTTPStatus(status).phrase}", headers, "", False)
+    return Response(head if environ.get("REQUEST_METHOD") == "HEAD" else head + body, None, True)
+
+
+def _chunked(chunks: Iterator[bytes], result: Iterable[bytes]) -> Iterator[bytes]:
+    for chunk in _closing(chunks, result):
+        yield _chunk(chunk)
+    yield b"0\r\n\r\n"
+
+
+def _closing(chunks: Iterator[bytes], result: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        yield from chunks
+    finally:
+        _close(result)
+
+
+def _close(result: Iterable[bytes]) -> None:
+    if hasattr(result, "close"):
+        result.close()
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+def _has_length(headers: Headers) -> bool:
+    return any(name.lower() == "content-length" for name, _ in headers)
+
+
+def _without_length(headers: Headers) -> Headers:
+    return [field for field in headers if field[0].lower() != "content-length"]
+
+
+def _no_write(data: bytes) -> None:
+    raise NotImplementedError("PEP 3333's write() is not offered: return the body")
+
+
+_date = (0, "")
+
+
+def _now() -> str:
+    """The header Date, made once a second."""
+    global _date
+    second = int(time.time())
+    if _date[0] != second:
+        _date = (second, formatdate(second, usegmt=True))
+    return _date[1]

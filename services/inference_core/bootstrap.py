@@ -1,0 +1,62 @@
+"""Wires a process: settings in, everything that a prediction needs out. Tests pass their own parts."""
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from inference_core.model import load_model
+from inference_core.predictor import Predictor
+from inference_core.repository import Repository
+from inference_core.rollout import Rollout, propose
+from inference_core.settings import Settings
+from inference_core.shared_state import SharedState
+from inference_core.thread_plan import granted_cpus, make_plan
+from inference_core.watchdog import Watchdog
+
+
+class Services(msgspec.Struct, frozen=True):
+    settings: Settings
+    repository: Repository
+    rollout: Rollout
+    predictor: Predictor
+    watchdog: Watchdog
+
+
+def bootstrap(settings: Settings, sleep: Callable[[float], None] = time.sleep) -> Services:
+    """Load and warm what is to be served, and start the threads of this process. Call it after the fork."""
+    repository = _repository(settings)
+    state = SharedState(Path(settings.state_dir))
+    rollout = Rollout(
+        repository, state, settings.max_model_bytes, settings.load_timeout_seconds, settings.poll_seconds, sleep
+    )
+    watchdog = Watchdog(settings.hang_grace_ms / 1000)
+    rollout.start()
+    watchdog.start()
+    return Services(settings, repository, rollout, Predictor(), watchdog)
+
+
+def prepare(settings: Settings) -> None:
+    """Decide what is to be served, once, before there are workers that must agree on it."""
+    state = SharedState(Path(settings.state_dir))
+    proposed = propose(_repository(settings), settings.max_model_bytes)
+    decided = state.read()
+    if not decided.generation:
+        state.write(proposed)
+    elif proposed.models.keys() - decided.models.keys():
+        state.write(
+            msgspec.structs.replace(
+                decided,
+                generation=decided.generation + 1,
+                models=proposed.models | decided.models,
+                proposed=proposed.proposed | decided.proposed,
+            )
+        )
+
+
+def _repository(settings: Settings) -> Repository:
+    threads = make_plan(settings, granted_cpus()).intra_op_threads
+    load = functools.partial(load_model, intra_op_threads=threads)
+    return Repository(Path(settings.models_dir), load, settings.max_model_bytes)

@@ -1,0 +1,71 @@
+"""Everything that can go wrong with a prediction, in terms of the domain.
+
+TiercelError
+├── InvalidInput            what the caller sent cannot be used
+│   ├── PayloadTooLarge     ... because it is over a bound
+│   ├── UnsupportedMedia    ... because of its media type
+│   ├── UnsupportedCoding   ... because of its content coding
+│   └── UnsupportedFeature  ... because it asks for an extension that is not offered
+├── NotFound                no such model or version
+├── Unavailable             the model or the server cannot answer now
+├── DeadlineExceeded        the caller's deadline passed
+├── InferenceFailed         the runtime failed on input that had been accepted
+└── PackageRefused          a model package is not fit to be served
+
+A message names what was concerned, what was expected and what came. None of these knows HTTP:
+`inference_api.error_handlers` holds the one table from this tree to status codes.
+"""
+
+import msgspec
+
+
+class TiercelError(Exception):
+    """Base of the tree; `str(error)` is the sentence the caller reads."""
+
+
+class InvalidInput(TiercelError):
+    pass
+
+
+class PayloadTooLarge(InvalidInput):
+    pass
+
+
+class UnsupportedMedia(InvalidInput):
+    pass
+
+
+class UnsupportedCoding(InvalidInput):
+    pass
+
+
+class UnsupportedFeature(InvalidInput):
+    pass
+
+
+class NotFound(TiercelError):
+    pass
+
+
+class Unavailable(TiercelError):
+    pass
+
+
+class DeadlineExceeded(TiercelError):
+    pass
+
+
+class InferenceFailed(TiercelError):
+    pass
+
+
+class PackageRefused(TiercelError):
+    pass
+
+
+def in_plain_words(error: msgspec.DecodeError | UnicodeDecodeError) -> str:
+    """What msgspec says of JSON that does not fit (it names expected, got and the place), without its typography."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"expected text in UTF-8, got something else ({error.reason})"
+    text = str(error).replace("`", "").replace(" - at $", " at ")
+    return text[0].lower() + text[1:] if text.startswith(("Expected", "Object", "Number", "Integer")) else text

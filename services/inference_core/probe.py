@@ -1,0 +1,63 @@
+"""Try a package in a process of its own: `python -m inference_core.probe FOLDER MAX_BYTES`.
+
+A damaged or hostile graph can crash, hang or exhaust the process that loads it; that process should be this one.
+"""
+
+import math
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from inference_core.errors import PackageRefused
+from inference_core.manifest import read_package
+
+REFUSED = 3
+MEMORY_BYTES = 4 << 30
+
+
+def try_package(folder: Path, max_bytes: int, timeout: float, sleep: Callable[[float], None]) -> None:
+    """Raise PackageRefused with the reason unless the package in `folder` loads and answers within `timeout` seconds.
+
+    `sleep` is what the caller waits with, so that a cooperative server goes on meanwhile.
+    """
+    command = [sys.executable, "-m", __name__, str(folder), str(max_bytes), str(timeout)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + timeout
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                process.kill()
+                raise PackageRefused(f"model.onnx: expected to load within {timeout:g} s, got no end")
+            sleep(0.01)
+        reason = process.stdout.read().decode() if process.stdout else ""
+    if process.returncode == REFUSED:
+        raise PackageRefused(reason)
+    if process.returncode < 0:
+        raise PackageRefused(
+            f"model.onnx: crashes the runtime that loads it ({signal.Signals(-process.returncode).name})"
+        )
+    if process.returncode:
+        raise PackageRefused(f"model.onnx: the trial load ended with status {process.returncode}")
+
+
+def main(folder: str, max_bytes: str, timeout: str) -> int:
+    from inference_core.model import load_model  # after the limits are in place
+
+    seconds = math.ceil(float(timeout))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    memory = MEMORY_BYTES + 6 * int(max_bytes)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    try:
+        load_model(read_package(Path(folder), int(max_bytes)), intra_op_threads=1)
+    except PackageRefused as error:
+        print(error, end="")
+        return REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,199 @@
+"""Changing what is served without a restart, in every worker or in none.
+
+A change is tried in a process of its own, written to the shared state, followed by the thread that each worker has
+for it, and undone if any of them cannot follow. The requests of a worker go on meanwhile with what it has loaded.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from inference_core.errors import NotFound, PackageRefused, TiercelError
+from inference_core.manifest import read_package
+from inference_core.probe import try_package
+from inference_core.repository import Repository
+from inference_core.shared_state import Desired, Progress, SharedState
+
+FOLLOW_SECONDS = 0.05
+AGREE_SECONDS = 0.01
+
+log = structlog.get_logger()
+
+
+class VersionState(msgspec.Struct):
+    """One entry of the repository index (extension "Model repository")."""
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+
+def propose(repository: Repository, max_bytes: int) -> Desired:
+    """What to serve when nothing has been decided yet: of each model, the pinned or else the newest sound version."""
+    models: dict[str, str | None] = {}
+    proposed, refused = {}, {}
+    for name in repository.names():
+        proposed[name] = models[name] = repository.choose(name)
+        pinned = repository.policy(name).version
+        for version in (pinned,) if pinned else reversed(repository.versions(name)):
+            try:
+                read_package(repository.folder(name, version), max_bytes)
+            except TiercelError as error:
+                refused[f"{name}/{version}"] = str(error)
+                log.error("package refused", model=name, version=version, reason=str(error))
+            else:
+                models[name] = version
+                break
+    return Desired(1, models, proposed, refused)
+
+
+class Rollout:
+    """`sleep` is what a change waits with; a cooperative server passes its own, so that it serves on meanwhile."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        state: SharedState,
+        max_bytes: int,
+        timeout: float,
+        poll_seconds: float = 0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._repository = repository
+        self._state = state
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+        self._poll_seconds = poll_seconds
+        self._sleep = sleep
+        self._member = state.join()
+        self._stamp = (-1, -1)
+        self._progress = Progress()
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Load what is desired, then follow its changes from a thread of this process."""
+        self._follow()
+        threading.Thread(target=self._follow_for_ever, name="rollout", daemon=True).start()
+        if self._poll_seconds:
+            threading.Thread(target=self._poll_for_ever, name="rollout-poll", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._member.leave()
+
+    def load(self, name: str, version: str | None = None) -> None:
+        """Serve `version` (None: what the repository chooses) of `name` in every worker, or change nothing and say why."""
+        with self._state.exclusive(self._timeout, self._sleep):
+            before = self._state.read()
+            version = version or self._repository.choose(name)
+            folder = self._repository.folder(name, version)
+            try:
+                try_package(folder, self._max_bytes, self._timeout, self._sleep)
+            except PackageRefused as error:
+                self._refuse(before, name, version, str(error))
+            self._change(before, name, version)
+
+    def unload(self, name: str) -> None:
+        with self._state.exclusive(self._timeout, self._sleep):
+            before = self._state.read()
+            if name not in before.models:
+                raise NotFound(f"model '{name}': expected one of {sorted(before.models)}")
+            self._change(before, name, None)
+
+    def unready(self) -> dict[str, str]:
+        """Why this process does not serve what is desired, by model name; empty when it is ready."""
+        return self._progress.failures
+
+    def index(self) -> list[VersionState]:
+        """The state of every version on disk."""
+        refused = self._state.read().refused
+        serving = {model.manifest.name: model.manifest.version for model in self._repository.loaded()}
+        states = []
+        for name in self._repository.names():
+            for version in self._repository.versions(name):
+                if serving.get(name) == version:
+                    states.append(VersionState(name, version, "READY"))
+                else:
+                    states.append(
+                        VersionState(name, version, "UNAVAILABLE", refused.get(f"{name}/{version}", "unloaded"))
+                    )
+        return states
+
+    def _change(self, before: Desired, name: str, version: str | None) -> None:
+        proposed = before.proposed | self._proposal(name)
+        refused = {key: reason for key, reason in before.refused.items() if key != f"{name}/{version}"}
+        after = Desired(before.generation + 1, before.models | {name: version}, proposed, refused)
+        self._state.write(after)
+        reason = self._await_agreement(after.generation, name)
+        if reason:
+            undone = Desired(after.generation + 1, before.models, proposed, before.refused)
+            self._state.write(undone)
+            self._await_agreement(undone.generation, name)
+            self._refuse(undone, name, version or "", reason)
+        log.info("model changed", model=name, version=version, was=before.models.get(name))
+
+    def _proposal(self, name: str) -> dict[str, str]:
+        """What the repository would serve of `name`, if it has anything fit to be chosen from."""
+        try:
+            return {name: self._repository.choose(name)}
+        except TiercelError:
+            return {}
+
+    def _await_agreement(self, generation: int, name: str) -> str | None:
+        """Wait until every live process has reached `generation`; return why one cannot serve `name`, if so."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            progress = self._state.progress()
+            reasons = [p.failures[name] for p in progress if p.generation >= generation and name in p.failures]
+            if reasons:
+                return reasons[0]
+            if all(p.generation >= generation for p in progress):
+                return None
+            if time.monotonic() > deadline:
+                return f"expected every worker to follow within {self._timeout:g} s, got none from some"
+            self._sleep(AGREE_SECONDS)
+
+    def _refuse(self, desired: Desired, name: str, version: str, reason: str) -> None:
+        self._state.write(msgspec.structs.replace(desired, refused=desired.refused | {f"{name}/{version}": reason}))
+        log.error("package refused", model=name, version=version, reason=reason)
+        raise PackageRefused(f"model '{name}' version {version}: {reason}")
+
+    def _follow(self) -> None:
+        stamp = self._state.stamp()
+        if stamp == self._stamp:
+            return
+        desired = self._state.read()
+        self._progress = Progress(desired.generation, self._repository.serve(desired.models))
+        self._member.report(self._progress)
+        self._stamp = stamp
+        for name, reason in self._progress.failures.items():
+            log.error("model not loaded", model=name, reason=reason)
+
+    def _follow_for_ever(self) -> None:
+        while not self._stopped.wait(FOLLOW_SECONDS):
+            try:
+                self._follow()
+            except Exception:
+                log.exception("following the shared state failed")
+
+    def _poll_for_ever(self) -> None:
+        """Load what the repository has come to propose since the last change."""
+        while not self._stopped.wait(self._poll_seconds):
+            try:
+                self._poll()
+            except Exception:
+                log.exception("polling the model repository failed")
+
+    def _poll(self) -> None:
+        desired = self._state.read()
+        for name in self._repository.names():
+            try:
+                version = self._repository.choose(name)
+                if version != desired.proposed.get(name) and f"{name}/{version}" not in desired.refused:
+                    self.load(name, version)
+            except TiercelError as error:
+                log.warning("model not changed", model=name, reason=str(error))

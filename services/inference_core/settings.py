@@ -1,0 +1,65 @@
+"""Every setting of a Tiercel process: one frozen value, made from a mapping such as `os.environ`.
+
+Each is read from the variable `TIERCEL_<NAME>`; `.env.example` lists them all. A value that does not fit, or a
+variable that nobody knows, stops the process with its name.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+
+PREFIX = "TIERCEL_"
+
+WorkerClass = Literal["meinheld", "llhttp", "gthread"]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+# The JSON parser itself gives up near 1000.
+Depth = Annotated[int, msgspec.Meta(ge=1, le=500)]
+
+
+class SettingsError(Exception):
+    pass
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    bind: str = "127.0.0.1:8000"
+    worker_class: WorkerClass = "llhttp"
+    # 0: as many as the CPUs that the cgroup grants; see thread_plan.
+    workers: Count = 0
+    intra_op_threads: Count = 0
+    models_dir: str = "models"
+    # Where workers agree on what is served; empty: a private folder that ends with the server.
+    state_dir: str = ""
+    # How often to look for new version folders; 0: never, versions are loaded on request only.
+    poll_seconds: Seconds = 0
+    load_timeout_seconds: Seconds = 20
+    request_timeout_ms: Positive = 5000
+    # How long after its deadline an inference may go on before its worker is given up and replaced.
+    hang_grace_ms: Positive = 1000
+    drain_seconds: Seconds = 4
+    max_body_bytes: Positive = 8 << 20
+    max_image_pixels: Positive = 16_000_000
+    max_json_depth: Depth = 32
+    max_model_bytes: Positive = 1 << 30
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """The settings in `environ`; SettingsError names the variable that is unknown or does not fit."""
+    values = {key.removeprefix(PREFIX).lower(): value for key, value in environ.items() if key.startswith(PREFIX)}
+    unknown = values.keys() - set(Settings.__struct_fields__)
+    if unknown:
+        raise SettingsError(f"{variable(min(unknown))}: no such setting; .env.example lists them all")
+    for name, value in values.items():
+        try:
+            msgspec.convert({name: value}, Settings, strict=False)
+        except msgspec.ValidationError as error:
+            reason = str(error).split(" - at ")[0]
+            raise SettingsError(f"{variable(name)}: {reason}, got {value!r}") from None
+    return msgspec.convert(values, Settings, strict=False)
+
+
+def variable(name: str) -> str:
+    return PREFIX + name.upper()

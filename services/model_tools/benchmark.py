@@ -1,0 +1,43 @@
+"""Time models against each other on one thread, and say on what processor that was."""
+
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+# The instruction sets that decide how fast ONNX Runtime's kernels are, by their names in /proc/cpuinfo.
+INSTRUCTION_SETS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
+
+
+def median_latencies(
+    sessions: dict[str, ort.InferenceSession], feed: dict[str, NDArray[Any]], rounds: int
+) -> dict[str, float]:
+    """The median seconds of one call to each session.
+
+    The calls are interleaved, so that whatever else the machine does meanwhile falls on all alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(rounds):
+        for name, session in sessions.items():
+            start = time.perf_counter()
+            session.run(None, feed)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def processor() -> str:
+    """The machine's architecture and those of its instruction sets that matter here."""
+    flags = _cpu_flags()
+    return " ".join((platform.machine(), *(name for name in INSTRUCTION_SETS if name in flags)))
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return set()
+    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}

@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from inference_core.errors import PackageRefused
+from inference_core.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, TensorSpec, read_package
+from model_tools import publish as module
+from model_tools.publish import describe, publish
+
+MODEL = b"what ONNX Runtime would load"
+OTHER_MODEL = b"what it would load otherwise"
+
+
+def make_manifest(model: bytes = MODEL, **changes: object) -> Manifest:
+    manifest = Manifest(
+        name="tiny",
+        version="1",
+        description="A model for tests.",
+        model=describe(model),
+        inputs=(TensorSpec("x", "FP32", (-1, 2)),),
+        outputs=(TensorSpec("y", "FP32", (-1, 1)),),
+        max_batch_size=4,
+        licence="Apache-2.0",
+        source={},
+        metrics={"latency_ms": 1.5},
+        built={"python": "3.11"},
+    )
+    return msgspec.structs.replace(manifest, **changes)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_what_is_published_reads_back(tmp_path: Path) -> None:
+    """A published package reads back as what was published, and nothing else is left in the repository."""
+    package = publish(tmp_path, make_manifest(), MODEL)
+
+    assert package == read_package(tmp_path / "tiny" / "1", 1000)
+    assert (package.manifest, package.model) == (make_manifest(), MODEL)
+    assert names_in(tmp_path) == ["tiny", "tiny/1", "tiny/1/manifest.json", "tiny/1/model.onnx"]
+
+
+def test_manifest_is_for_people_too(tmp_path: Path) -> None:
+    """The manifest is indented and ends its last line."""
+    publish(tmp_path, make_manifest(), MODEL)
+
+    text = (tmp_path / "tiny" / "1" / MANIFEST_FILE).read_text()
+    assert text.startswith('{\n  "name": "tiny",\n')
+    assert text.endswith("}\n")
+
+
+def test_same_again_keeps_the_package(tmp_path: Path) -> None:
+    """A rebuild that comes to the same model keeps the package and its digest, whatever was measured this time."""
+    first = publish(tmp_path, make_manifest(), MODEL)
+    again = publish(tmp_path, make_manifest(metrics={"latency_ms": 1.7}, built={"python": "3.12"}), MODEL)
+
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("manifest", "model"),
+    [(make_manifest(OTHER_MODEL), OTHER_MODEL), (make_manifest(max_batch_size=8), MODEL)],
+    ids=["other model", "other manifest"],
+)
+def test_refuses_to_overwrite(tmp_path: Path, manifest: Manifest, model: bytes) -> None:
+    """A version that exists is never overwritten with something else."""
+    first = publish(tmp_path, make_manifest(), MODEL)
+
+    with pytest.raises(PackageRefused, match=r"^tiny/1: exists already"):
+        publish(tmp_path, manifest, model)
+    assert read_package(tmp_path / "tiny" / "1", 1000) == first
+
+
+def test_refuses_to_keep_a_damaged_package(tmp_path: Path) -> None:
+    """A package that no longer reads back is reported, not taken for the same."""
+    publish(tmp_path, make_manifest(), MODEL)
+    (tmp_path / "tiny" / "1" / MODEL_FILE).write_bytes(MODEL[::-1])
+
+    with pytest.raises(PackageRefused, match="SHA-256"):
+        publish(tmp_path, make_manifest(), MODEL)
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
+def test_replaces_on_request(tmp_path: Path, damaged: bool) -> None:
+    """With `replace` the version gets the new content, readable or not, and no trace of the old stays."""
+    publish(tmp_path, make_manifest(), MODEL)
+    if damaged:
+        (tmp_path / "tiny" / "1" / MANIFEST_FILE).unlink()
+
+    package = publish(tmp_path, make_manifest(OTHER_MODEL), OTHER_MODEL, replace=True)
+
+    assert read_package(tmp_path / "tiny" / "1", 1000) == package
+    assert package.model == OTHER_MODEL
+    assert names_in(tmp_path) == ["tiny", "tiny/1", "tiny/1/manifest.json", "tiny/1/model.onnx"]
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [make_manifest(OTHER_MODEL), make_manifest(inputs=()), make_manifest(version="01"), make_manifest(name="../tiny")],
+    ids=["hash of another model", "no inputs", "no such version", "name leads out"],
+)
+def test_nothing_is_left_of_what_cannot_be_read_back(tmp_path: Path, manifest: Manifest) -> None:
+    """A manifest that the server would refuse is refused here, before anything can be seen of it."""
+    repository = tmp_path / "models"
+
+    with pytest.raises(PackageRefused):
+        publish(repository, manifest, MODEL)
+    assert not [name for name in names_in(tmp_path) if name.endswith((MODEL_FILE, MANIFEST_FILE))]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_nothing_is_half_written_when_the_disk_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    """A failure on the way leaves the repository as it was."""
+    if replace:
+        publish(tmp_path, make_manifest(), MODEL)
+    before = [name for name in names_in(tmp_path) if name != "tiny"]
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        publish(tmp_path, make_manifest(OTHER_MODEL), OTHER_MODEL, replace=replace)
+    assert [name for name in names_in(tmp_path) if name != "tiny"] == before
