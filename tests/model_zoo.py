@@ -17,7 +17,9 @@ FLOAT, HALF, INT64, UINT8, BOOL, STRING, DOUBLE = (
     TensorProto.STRING,
     TensorProto.DOUBLE,
 )
-DATATYPES = {FLOAT: "FP32", HALF: "FP16", INT64: "INT64", UINT8: "UINT8", BOOL: "BOOL", STRING: "BYTES", DOUBLE: "FP64"}
+DATATYPES = {FLOAT: "FP32", HALF: "FP16", DOUBLE: "FP64", BOOL: "BOOL", STRING: "BYTES"} | {
+    getattr(TensorProto, name): name for name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
+}
 
 
 class Zoo:
@@ -55,6 +57,26 @@ class Zoo:
         """[-1, 2] of any data type, and its copy out."""
         model = _model([helper.make_node("Identity", ["x"], ["y"])], {"x": (kind, [None, 2])}, {"y": (kind, [None, 2])})
         return self.add(name, 1, model, 4)
+
+    def positive(self) -> Path:
+        """FP32 [-1] in; INT64 [-1] out: where it is positive, so that rows in are not rows out."""
+        zero = numpy_helper.from_array(np.array([0], np.float32), "zero")
+        axes = numpy_helper.from_array(np.array([0], np.int64), "axes")
+        nodes = [
+            helper.make_node("Greater", ["x", "zero"], ["some"]),
+            helper.make_node("NonZero", ["some"], ["where"]),
+            helper.make_node("Squeeze", ["where", "axes"], ["y"]),
+        ]
+        model = _model(nodes, {"x": (FLOAT, [None])}, {"y": (INT64, [None])}, [zero, axes])
+        return self.add("positive", 1, model, 4)
+
+    def external(self, location: str) -> Path:
+        """FP32 [-1, 3] times a factor that lies in another file."""
+        factor = TensorProto(name="factor", data_type=FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", location), ("offset", "0"), ("length", "4")):
+            factor.external_data.add(key=key, value=value)
+        model = _model([helper.make_node("Mul", ["x", "factor"], ["y"])], {"x": (FLOAT, [None, 3])}, {"y": (FLOAT, [None, 3])}, [factor])
+        return self.add("external", 1, model, 4)
 
     def count(self) -> Path:
         """INT64 [1] n in; UINT8 [-1] out: n bytes 0, 1, 2 ... modulo 251. No batch dimension."""
@@ -111,6 +133,14 @@ class Zoo:
         model = _model([helper.make_node("Gather", ["table", "i"], ["y"])], {"i": (INT64, [None])}, {"y": (FLOAT, [None])}, [table])
         return self.add("gather", 1, model, 4)
 
+    def beyond(self) -> Path:
+        """INT64 [-1] indices, each moved three beyond the first of a table of three: refused by the runtime whatever they are."""
+        table = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "table")
+        three = numpy_helper.from_array(np.array([3], np.int64), "three")
+        nodes = [helper.make_node("Add", ["i", "three"], ["j"]), helper.make_node("Gather", ["table", "j"], ["y"])]
+        model = _model(nodes, {"i": (INT64, [None])}, {"y": (FLOAT, [None])}, [table, three])
+        return self.add("beyond", 1, model, 4)
+
     def colour(self, size: int = 8) -> Path:
         """A model of photos: the mean of each channel, as "probabilities" of the labels red, green and blue."""
         axes = numpy_helper.from_array(np.array([2, 3], np.int64), "axes")
@@ -125,6 +155,14 @@ class Zoo:
             "scale": [255.0, 255.0, 255.0],
         }
         return self.add("colour", 1, model, 4, image=image, labels=["red", "green", "blue"])
+
+    def garbage(self, name: str, version: int = 1) -> Path:
+        """A package that is as its manifest says, but that no runtime can load."""
+        folder = self.scale(name, version)
+        data = b"garbage"
+        (folder / "model.onnx").write_bytes(data)
+        edit_manifest(folder, model={"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)})
+        return folder
 
     def add(self, name: str, version: int, model: ModelProto, rows: int, features: list[str] | None = None, **more: Any) -> Path:
         """Write the package of `model`, whose manifest says what the graph says, but for `more`."""

@@ -100,22 +100,37 @@ def read_package(folder: Path, max_bytes: int) -> Package:
     """
     manifest, digest = read_manifest(folder)
     try:
-        return Package(manifest, _read_model(folder / MODEL_FILE, manifest.model, max_bytes), digest)
+        _check_size(folder / MODEL_FILE, manifest.model, max_bytes)
+        model = (folder / MODEL_FILE).read_bytes()
     except OSError as error:
         raise PackageRefused(f"{MODEL_FILE}: {error.strerror}") from None
+    _check_sha256(hashlib.sha256(model).hexdigest(), manifest.model)
+    return Package(manifest, model, digest)
 
 
-def _read_model(path: Path, expected: ModelFile, max_bytes: int) -> bytes:
+def verify_package(folder: Path, max_bytes: int) -> None:
+    """The same checks in constant memory, for who only wants to know."""
+    manifest, _ = read_manifest(folder)
+    try:
+        _check_size(folder / MODEL_FILE, manifest.model, max_bytes)
+        with (folder / MODEL_FILE).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PackageRefused(f"{MODEL_FILE}: {error.strerror}") from None
+    _check_sha256(sha256, manifest.model)
+
+
+def _check_size(path: Path, expected: ModelFile, max_bytes: int) -> None:
     size = path.stat().st_size if path.is_file() else 0
     if size > max_bytes:
         raise PackageRefused(f"{MODEL_FILE}: expected at most {max_bytes} bytes, got {size}")
     if size != expected.size_bytes:
         raise PackageRefused(f"{MODEL_FILE}: expected {expected.size_bytes} bytes as in the manifest, got {size}")
-    model = path.read_bytes()
-    sha256 = hashlib.sha256(model).hexdigest()
-    if sha256 != expected.sha256:
-        raise PackageRefused(f"{MODEL_FILE}: expected SHA-256 {expected.sha256} as in the manifest, got {sha256}")
-    return model
+
+
+def _check_sha256(got: str, expected: ModelFile) -> None:
+    if got != expected.sha256:
+        raise PackageRefused(f"{MODEL_FILE}: expected SHA-256 {expected.sha256} as in the manifest, got {got}")
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:

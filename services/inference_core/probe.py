@@ -17,6 +17,7 @@ from inference_core.manifest import read_package
 
 REFUSED = 3
 MEMORY_BYTES = 4 << 30
+REASON_CHARS = 2000
 
 
 def try_package(folder: Path, max_bytes: int, timeout: float, sleep: Callable[[float], None]) -> None:
@@ -54,7 +55,8 @@ def main(folder: str, max_bytes: str, timeout: str) -> int:
     try:
         load_model(read_package(Path(folder), int(max_bytes)), intra_op_threads=1)
     except PackageRefused as error:
-        print(error, end="")
+        # As much as a pipe takes: nobody reads before this process has ended.
+        sys.stdout.buffer.write(str(error)[:REASON_CHARS].encode())
         return REFUSED
     return 0
 

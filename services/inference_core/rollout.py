@@ -4,6 +4,7 @@ A change is tried in a process of its own, written to the shared state, followed
 for it, and undone if any of them cannot follow. The requests of a worker go on meanwhile with what it has loaded.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -11,8 +12,8 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from inference_core.errors import NotFound, PackageRefused, TiercelError
-from inference_core.manifest import read_package
+from inference_core.errors import NotFound, PackageRefused, TiercelError, Unavailable
+from inference_core.manifest import verify_package
 from inference_core.probe import try_package
 from inference_core.repository import Repository
 from inference_core.shared_state import Desired, Progress, SharedState
@@ -41,7 +42,8 @@ def propose(repository: Repository, max_bytes: int) -> Desired:
         pinned = repository.policy(name).version
         for version in (pinned,) if pinned else reversed(repository.versions(name)):
             try:
-                read_package(repository.folder(name, version), max_bytes)
+                # PERF: in constant memory, as what the arbiter allocates shapes the heap of every worker after it.
+                verify_package(repository.folder(name, version), max_bytes)
             except TiercelError as error:
                 refused[f"{name}/{version}"] = str(error)
                 log.error("package refused", model=name, version=version, reason=str(error))
@@ -128,12 +130,16 @@ class Rollout:
         refused = {key: reason for key, reason in before.refused.items() if key != f"{name}/{version}"}
         after = Desired(before.generation + 1, before.models | {name: version}, proposed, refused)
         self._state.write(after)
-        reason = self._await_agreement(after.generation, name)
-        if reason:
-            undone = Desired(after.generation + 1, before.models, proposed, before.refused)
+        try:
+            self._await_agreement(after.generation, name)
+        except TiercelError as error:
+            undone = msgspec.structs.replace(before, generation=after.generation + 1)
             self._state.write(undone)
-            self._await_agreement(undone.generation, name)
-            self._refuse(undone, name, version or "", reason)
+            with contextlib.suppress(TiercelError):
+                self._await_agreement(undone.generation, name)
+            if version and isinstance(error, PackageRefused):
+                self._refuse(undone, name, version, str(error))
+            raise
         log.info("model changed", model=name, version=version, was=before.models.get(name))
 
     def _proposal(self, name: str) -> dict[str, str]:
@@ -143,18 +149,18 @@ class Rollout:
         except TiercelError:
             return {}
 
-    def _await_agreement(self, generation: int, name: str) -> str | None:
-        """Wait until every live process has reached `generation`; return why one cannot serve `name`, if so."""
+    def _await_agreement(self, generation: int, name: str) -> None:
+        """Wait until every live process has reached `generation`; PackageRefused if one cannot serve `name`."""
         deadline = time.monotonic() + self._timeout
         while True:
             progress = self._state.progress()
             reasons = [p.failures[name] for p in progress if p.generation >= generation and name in p.failures]
             if reasons:
-                return reasons[0]
+                raise PackageRefused(reasons[0])
             if all(p.generation >= generation for p in progress):
-                return None
+                return
             if time.monotonic() > deadline:
-                return f"expected every worker to follow within {self._timeout:g} s, got none from some"
+                raise Unavailable(f"model '{name}': a worker did not follow the change within {self._timeout:g} s")
             self._sleep(AGREE_SECONDS)
 
     def _refuse(self, desired: Desired, name: str, version: str, reason: str) -> None:

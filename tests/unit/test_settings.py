@@ -1,10 +1,12 @@
 import re
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from conftest import ROOT
 from inference_core.settings import Settings, SettingsError, read_settings, variable
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_no_variables_mean_the_defaults() -> None:

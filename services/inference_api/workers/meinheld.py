@@ -111,16 +111,17 @@ class Guard:
             start_response("400 Bad Request", REFUSED)
             return []
 
-        started: list[Any] = []
+        started: list[tuple[str, Headers]] = []
 
         def start_checked(status: str, headers: Headers, exc_info: Any = None) -> Any:
             check_headers("".join([f"{name}: {value}\r\n" for name, value in headers]), len(headers))
-            started[:] = status, headers
+            started.append((status, headers))
             return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
 
         result = self._app(environ, start_checked)
         if isinstance(result, list) and sum(map(len, result)) > LARGE_BYTES:
-            _send_large(environ["meinheld.client"], *started, b"".join(result))
+            status, headers = started[-1]
+            _send_large(environ["meinheld.client"], status, headers, b"".join(result))
             return []
         return result
 
