@@ -4,19 +4,18 @@ export UV_PYTHON_DOWNLOADS := never
 
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 PYTHON := .venv/bin/python
-# Without a C compiler and Python's headers meinheld cannot be built; the other two worker classes need neither.
-SYNC = $(UV) sync --quiet --locked --inexact --no-default-groups --group $*
-FALLBACK = { echo 'meinheld could not be built (no C compiler, or no Python headers) and is left out' >&2; $(SYNC) --no-install-package meinheld; }
+SYNC = $(UV) sync --quiet --locked --inexact $(if $(filter serve,$*),,--group $*)
+FALLBACK = { echo 'That failed; once more without meinheld, which needs a C compiler and Python headers.' >&2; $(SYNC) --no-install-package meinheld; }
 
 .PHONY: help serve test check fix models bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
 
-serve: .venv/.serve ## the API on http://127.0.0.1:8000 with a private Redis; no root, no Docker
+serve: .venv/.serve .redis ## the API on http://127.0.0.1:8000 with a private Redis; no root, no Docker
 	@$(PYTHON) -m inference_api.serve
 
-test: .venv/.serve .venv/.test ## all tests that need no Docker engine
+test: .venv/.test .redis ## all tests that need no Docker engine
 	$(PYTHON) -m pytest $(ARGS)
 
 check: .venv/.check .venv/.test ## lint and types; edits nothing
@@ -28,15 +27,20 @@ fix: .venv/.check ## what the linter can mend by itself
 models: .venv-models/.done ## rebuild the shipped models from their sources (installs PyTorch)
 	for model in efficientnet-lite0 breast-cancer; do PYTHONPATH=services .venv-models/bin/python models/$$model/recipe.py || exit 1; done
 
-bench: .venv/.serve .venv/.bench ## speed beside bare FastAPI and Flask, as ratios of one run
+bench: .venv/.bench ## speed beside bare FastAPI and Flask, as ratios of one run
 	$(PYTHON) loadtest/bench.py $(ARGS)
 
 clean: ## remove what the other targets made
-	rm -rf .venv .venv-models .uv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-models .redis .uv .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.%: pyproject.toml uv.lock | $(UV)
 	$(SYNC) || $(FALLBACK)
 	@touch $@
+
+# Nothing where the system has a redis-server.
+.redis: uv.lock | $(UV)
+	command -v redis-server || $(UV) export --quiet --locked --only-group redis | $(UV) pip install --quiet --target $@ --python-version 3.11 --require-hashes -r -
+	@mkdir -p $@ && touch $@
 
 .venv-models/.done: models/requirements.txt
 	python3 -m venv .venv-models && .venv-models/bin/pip install --quiet --requirement $<

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -27,12 +28,15 @@ WARM_UP_SECONDS = 0.5
 STARTS = 3
 IDLE_SECONDS = 2.0
 NAMES = [*SYSTEMS, InProcess.name]
+# meinheld needs a compiler to install, and a Python before 3.13.
+INSTALLED = [name for name in NAMES if name != "tiercel/meinheld" or importlib.util.find_spec("meinheld")]
 
 Measured = Server | InProcess
 
 
 def main() -> int:
     arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end with us
     where = machine() | {"workers": str(granted_cpus())}
     print("\n".join(f"{key:12} {value}" for key, value in where.items()), flush=True)
     results: dict[str, report.Samples] = {}
@@ -55,7 +59,7 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", type=some_of(SCENARIOS), default=list(SCENARIOS), metavar=",".join(SCENARIOS))
-    parser.add_argument("--systems", type=some_of(NAMES), default=NAMES, metavar=",".join(NAMES))
+    parser.add_argument("--systems", type=some_of(INSTALLED), default=INSTALLED, metavar=",".join(NAMES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every round")
@@ -75,15 +79,11 @@ def some_of(names: Iterable[str]) -> Callable[[str], list[str]]:
 
 def start(names: list[str], cpus: int, running: contextlib.ExitStack) -> list[Measured]:
     """The systems called `names`, ready; `running` ends them."""
-    systems: list[Measured] = []
-    for name in names:
-        if name == "tiercel/meinheld" and importlib.util.find_spec("meinheld") is None:
-            print("tiercel/meinheld is left out: meinheld is not installed")
-        elif name == InProcess.name:
-            systems.append(InProcess(cpus))
-        else:
-            systems.append(Server(SYSTEMS[name], cpus))
-        running.callback(systems[-1].stop)
+    systems: list[Measured] = [
+        InProcess(cpus) if name == InProcess.name else Server(SYSTEMS[name], cpus) for name in names
+    ]
+    for system in systems:
+        running.callback(system.stop)
     for _ in range(STARTS):
         for system in systems:
             system.stop()

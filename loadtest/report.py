@@ -62,7 +62,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _figures(samples: Samples) -> str:
     """Medians over the rounds."""
-    head = ["system", "req/s", "lowest-highest", "p50 ms", "p99 ms", "CPU us/req", "balance", "others", "errors"]
+    head = [
+        "system",
+        "req/s",
+        "lowest-highest",
+        "p50 ms",
+        "p99 ms",
+        "CPU us/req",
+        "balance (lowest)",
+        "others",
+        "errors",
+    ]
     rows = []
     for name, taken in samples.items():
         rates = [sample.rate for sample in taken]
@@ -74,7 +84,7 @@ def _figures(samples: Samples) -> str:
                 f"{_median(taken, 'p50'):.2f}",
                 f"{_median(taken, 'p99'):.2f}",
                 f"{_median(taken, 'cpu'):,.0f}",
-                f"{_median(taken, 'balance'):.2f}",
+                f"{_median(taken, 'balance'):.2f} ({min(sample.balance for sample in taken):.2f})",
                 f"{_median(taken, 'others'):.2f}",
                 str(sum(sample.errors for sample in taken)),
             ]
@@ -104,10 +114,10 @@ def _client(samples: Samples) -> str:
     if not served:
         return ""
     fastest = max(served, key=lambda name: _median(served[name], "rate"))
-    cost, rate = _median(served[fastest], "client_cpu"), _median(served[fastest], "rate")
+    client, server, rate = (_median(served[fastest], what) for what in ("client_cpu", "cpu", "rate"))
     return (
-        f"load generator: {cost:.0f} us of CPU per request with {fastest}, which is {cost * rate / 1e6:.2f} CPUs; "
-        f"on one CPU of its own it could send {1e6 / cost:,.0f} req/s, {1e6 / cost / rate:.1f} times as many"
+        f"load generator: {client:.0f} us of CPU per request with {fastest}, {server / client:.1f} times less than that "
+        f"server; it kept {client * rate / 1e6:.2f} CPUs busy"
     )
 
 

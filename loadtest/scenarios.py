@@ -38,7 +38,9 @@ def tabular() -> Scenario:
     row = json.loads((MODELS / "breast-cancer/examples/instances.json").read_bytes())["instances"][0]
     features = {"name": "features", "shape": [1, len(row)], "datatype": "FP32", "data": row}
     body = json.dumps({"inputs": [features]}).encode()
-    classes, probabilities = open_model("breast-cancer").run({"features": np.array([row], np.float32)}, None, RunOptions())
+    classes, probabilities = open_model("breast-cancer").run(
+        {"features": np.array([row], np.float32)}, None, RunOptions()
+    )
     expected = {"class_id": classes.ravel().tolist(), "probabilities": probabilities.ravel().tolist()}
     request = _post("/v2/models/breast-cancer/infer", "application/json", body)
     exchange = Exchange(request, functools.partial(_fault, functools.partial(_is_inference, expected)))
@@ -88,7 +90,9 @@ def is_labels(expected: list[dict[str, Any]], got: Any) -> bool:
     """Whether `got["predictions"]` are the `expected` labels."""
     predictions = got["predictions"]
     return len(predictions) == len(expected) and all(
-        a["label"] == b["label"] and a["class_id"] == b["class_id"] and math.isclose(a["score"], b["score"], abs_tol=TOLERANCE)
+        a["label"] == b["label"]
+        and a["class_id"] == b["class_id"]
+        and math.isclose(a["score"], b["score"], abs_tol=TOLERANCE)
         for a, b in zip(expected, predictions, strict=True)
     )
 
@@ -110,5 +114,7 @@ def _fault(fits: Callable[[Any], bool], body: bytes) -> str | None:
 
 
 def _post(path: str, media_type: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body

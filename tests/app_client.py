@@ -12,6 +12,8 @@ from inference_api.app import create_app
 from inference_core.bootstrap import Services, bootstrap, prepare
 from inference_core.settings import Settings
 
+MODELS = Path(__file__).parents[1] / "models"
+
 
 class Client:
     """The real application in this process; what it answers is checked against its own OpenAPI document."""

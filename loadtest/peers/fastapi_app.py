@@ -1,4 +1,8 @@
-"""A bare FastAPI server: uvicorn --workers 2 --loop uvloop --http httptools --no-access-log fastapi_app:app"""
+"""A bare FastAPI server: uvicorn --workers 2 --loop uvloop --http httptools --no-access-log fastapi_app:app
+
+The endpoints are `async def` although they compute: measured beside `def` (and `run_in_threadpool` for the photo), one
+row took 225 us of CPU rather than 385, and photos came out even in throughput, with 35 MB less per worker.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""What happens to every request: it gets an id, which the answer returns, and a large answer is compressed if asked for."""
+"""What happens to every request: it gets an id, which its answer returns; a large answer is compressed if asked for."""
 
 import re
 import secrets
@@ -13,7 +13,7 @@ MIN_COMPRESSED_BYTES = 1024
 
 
 class RequestId:
-    """Keeps the caller's `X-Request-ID` if it is well formed (SECURITY: it ends up in headers and logs), else makes one."""
+    """Keeps the caller's `X-Request-ID` if well formed (SECURITY: it ends up in headers and logs), else makes one."""
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         given = req.env.get("HTTP_X_REQUEST_ID")

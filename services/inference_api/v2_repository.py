@@ -25,7 +25,8 @@ class IndexRequest(msgspec.Struct):
 
 class RepositoryParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`version` picks the version to load; `config` is Triton's way to say it, the JSON of a ModelConfig that has
-    nothing but `{"version_policy": {"specific": {"versions": [N]}}}`."""
+    nothing but `{"version_policy": {"specific": {"versions": [N]}}}`.
+    """
 
     version: Version | None = None
     config: str | None = None

@@ -1,7 +1,7 @@
-"""The easy door: a JSON body `{"instances": [...]}` in, `{"predictions": [...]}` out (TensorFlow Serving's and KServe's V1).
+"""The easy door: `{"instances": [...]}` in, `{"predictions": [...]}` out, as in TensorFlow Serving and KServe V1.
 
 An instance is one row: the value of a model's single input, or an object with one value per input name. A model
-whose input names its features also takes an object of those; a model of images also takes `{"b64": "<file in base64>"}`.
+whose input names its features also takes an object of those; a model of photos also `{"b64": "<file in base64>"}`.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""A model that answers: a verified package in an ONNX Runtime session. The only module of the server that imports it."""
+"""A model that answers: a verified package in a session of ONNX Runtime, which only this module imports."""
 
 import ctypes
 import os
@@ -77,7 +77,7 @@ def load_model(package: Package, intra_op_threads: int) -> Model:
 
 
 def _return_free_memory() -> None:
-    """PERF: loading leaves the heap full of holes, 6 of 29 MB with the shipped image model; glibc keeps them unless asked."""
+    """PERF: loading leaves holes in the heap, 6 of 29 MB with the shipped image model, which glibc keeps unless asked."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
@@ -101,7 +101,7 @@ def _session_options(intra_op_threads: int) -> ort.SessionOptions:
 
 
 def _multiplies_int8_exactly(cpu_info: Path) -> bool:
-    """Whether this processor has VNNI, or is no x86 (whose kernels alone saturate). PERF: with VNNI it costs half the speed."""
+    """Whether this processor has VNNI (PERF: which is twice as fast), or is no x86, whose kernels alone saturate."""
     text = cpu_info.read_text() if cpu_info.exists() else ""
     return "vnni" in text or "vendor_id" not in text
 

@@ -9,7 +9,7 @@ from inference_core.watchdog import InFlight
 
 
 class Predictor:
-    """One inference at a time in each process: the thread plan counts on it, and a queue is not made faster by sharing."""
+    """One inference at a time in each process: the thread plan counts on it, and sharing makes no queue faster."""
 
     def __init__(self) -> None:
         self._slot = threading.Lock()

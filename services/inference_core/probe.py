@@ -45,7 +45,7 @@ def try_package(folder: Path, max_bytes: int, timeout: float, sleep: Callable[[f
 
 
 def main(folder: str, max_bytes: str, timeout: str) -> int:
-    from inference_core.model import load_model  # after the limits are in place
+    from inference_core.model import load_model  # noqa: PLC0415  # after the limits are in place
 
     seconds = math.ceil(float(timeout))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))

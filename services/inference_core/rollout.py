@@ -88,7 +88,7 @@ class Rollout:
         self._member.leave()
 
     def load(self, name: str, version: str | None = None) -> None:
-        """Serve `version` (None: what the repository chooses) of `name` in every worker, or change nothing and say why."""
+        """Serve `version` (None: what the repository chooses) of `name` in every worker, or change nothing."""
         with self._state.exclusive(self._timeout, self._sleep):
             before = self._state.read()
             version = version or self._repository.choose(name)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 import structlog
 
@@ -50,7 +51,7 @@ class InFlight:
         if self.remaining() <= 0:
             raise DeadlineExceeded("request: its deadline passed while its input was decoded")
 
-    def __enter__(self) -> "InFlight":
+    def __enter__(self) -> Self:
         self._watchdog.in_flight.add(self)
         return self
 

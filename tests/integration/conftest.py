@@ -3,11 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from app_client import Client, start
+from app_client import MODELS, Client, start
 from model_zoo import HALF, STRING, Zoo
-
-MODELS = Path(__file__).parents[2] / "models"
-
 
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:

@@ -70,7 +70,7 @@ def test_a_model_is_unloaded(parameters: Any, two_versions: Client) -> None:
         ({"config": only(3)}, 404, "expected one of the versions ['1', '2'], got 3"),
         ({"config": only(-1)}, 404, "got -1"),
         ({"config": only("1")}, 501, "expected nothing but a version_policy"),
-        ({"config": only(10**4400)}, 501, "expected nothing but a version_policy"),
+        ({"config": only(7).replace("7", "7" * 5000)}, 501, "expected nothing but a version_policy"),
         ({"config": json.dumps({"version_policy": {"latest": {"num_versions": 1}}})}, 501, "expected nothing but a version_policy"),
         ({"config": json.dumps({"version_policy": {"specific": {"versions": [1, 2]}}})}, 501, "expected nothing but a version_policy"),
         ({"config": json.dumps({"max_batch_size": 8})}, 501, "expected nothing but a version_policy"),
@@ -82,10 +82,9 @@ def test_a_model_is_unloaded(parameters: Any, two_versions: Client) -> None:
         ({"unload_dependents": 1}, 400, "expected bool, got int"),
         ([], 400, "expected object, got array"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_loaded_is_refused(parameters: Any, status: int, said: str, two_versions: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+)
+def test_what_cannot_be_loaded_is_refused(parameters: Any, status: int, said: str, two_versions: Client) -> None:
     """Nothing changes. Models are never taken from the network."""
-    monkeypatch.setattr("sys.get_int_max_str_digits", lambda: 0, raising=False)
     assert said in two_versions.refused(status, post(two_versions, "load", parameters))
     assert served(two_versions) == {"scale": "2"}
 

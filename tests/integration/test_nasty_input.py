@@ -114,14 +114,15 @@ def test_what_is_no_json_is_refused(path: str, body: bytes, client: Client) -> N
 
 
 def test_of_equal_names_the_last_counts(client: Client) -> None:
-    """RFC 8259 leaves it open; here a name that comes twice means what it says last, throughout."""
-    good = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
-    text = json.dumps(good)[1:-1].encode()
-    assert client.post("/v2/models/scale/infer", b'{"inputs":[],' + text + b"}").status_code == 200
-    client.refused(400, client.post("/v2/models/scale/infer", b"{" + text + b',"inputs":[]}'))
-    twice = b'{"instances":[{"x":[9],"x":[1,2,3]}],"instances":[[1,2,3]]}'
+    """RFC 8259 leaves it open; here a name that comes twice means what it says last, and has to be right both times."""
+    x = '"name":"y","name":"x","shape":[1,3],"datatype":"FP32","data":[9],"data":[1,2,3]'
+    answer = client.post("/v2/models/scale/infer", f'{{"id":"a","inputs":[{{{x}}}],"id":"b"}}'.encode())
+    assert answer.json["outputs"][0]["data"] == [2, 4, 6]
+    assert answer.json["id"] == "b"
+    twice = b'{"instances":[[9]],"instances":[{"x":[9],"x":[1,2,3]}]}'
     assert client.post("/v1/models/scale:predict", twice).json["predictions"] == [[2, 4, 6]]
     client.refused(400, client.post("/v1/models/scale:predict", b'{"instances":[{"x":[1,2,3],"x":[9]}]}'))
+    client.refused(400, client.post("/v2/models/scale/infer", f'{{"inputs":[],"inputs":[{{{x}}}]}}'.encode()))
 
 
 @pytest.mark.parametrize("query", ["top_k=", "top_k=0", "top_k=4", "top_k=-1", "top_k=1.0", "top_k=x", "top_k=%00", "top_k=%FF", "top_k=1%0A", "top_k=" + "0" * 17 + "99", "top_k=000000001" + "9" * 5000])

@@ -98,26 +98,29 @@ class Connection:
         """Parse what arrived; complete requests are appended to `requests`, and so is a refusal, as the last one."""
         was_in_message, was_in_body = self._in_message, self._in_body
         try:
-            self._parser.feed_data(data)
-            if self._in_message and not self._in_body:
-                self._head_bytes += len(data)
-                if self._head_bytes > self._limits.max_head_bytes:
-                    raise Refusal(431, f"headers: expected at most {self._limits.max_head_bytes} bytes, got more")
-        except httptools.HttpParserUpgrade:
-            self.finished = True  # the request itself has been handled; the offer to change protocols is declined
+            self._parse(data)
         except Refusal as refusal:
             self.refuse(refusal)
-        except httptools.HttpParserCallbackError as error:
-            if isinstance(error.__context__, Refusal):
-                self.refuse(error.__context__)
-            elif not isinstance(error.__context__, StopParsing):
-                raise
-        except httptools.HttpParserError as error:
-            self.refuse(Refusal(400, f"malformed HTTP: {error}"))
+        except StopParsing:
+            pass
         if self._in_body and not was_in_body:
             self.deadline = now + self._limits.body_seconds
         elif self._in_message and not was_in_message:
             self.deadline = now + self._limits.head_seconds
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.finished = True  # the request itself has been handled; the offer to change protocols is declined
+        except httptools.HttpParserCallbackError as error:
+            raise error.__context__ or error from None
+        except httptools.HttpParserError as error:
+            raise Refusal(400, f"malformed HTTP: {error}") from None
+        if self._in_message and not self._in_body:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._limits.max_head_bytes:
+                raise Refusal(431, f"headers: expected at most {self._limits.max_head_bytes} bytes, got more")
 
     def close(self) -> None:
         if self.rest is not None and hasattr(self.rest, "close"):
@@ -161,7 +164,7 @@ class Connection:
         _set_target(environ, self._url)
         environ["REQUEST_METHOD"] = method
         environ["SERVER_PROTOCOL"] = f"HTTP/{version}"
-        if version != "1.1" and version != "1.0":
+        if version not in ("1.1", "1.0"):
             raise Refusal(505, f"HTTP version: expected 1.1 or 1.0, got {version}")
         if version == "1.1" and "HTTP_HOST" not in environ:
             raise Refusal(400, "header Host: expected once, got none")
@@ -217,7 +220,7 @@ _known_names: dict[bytes, str] = {}
 
 
 def _environ_key(name: bytes) -> str:
-    """The WSGI key of a header field; DROPPED for a name with an underscore, which could pass for another (SECURITY)."""
+    """The WSGI key of a header; DROPPED (SECURITY) for a name with an underscore, which could pass for another."""
     if b"_" in name:
         return DROPPED
     key = name.decode("latin-1").upper().replace("-", "_")

@@ -1,4 +1,4 @@
-"""A Gunicorn worker on llhttp, the HTTP parser of Node.js (PyPI httptools): one thread, epoll, the application called inline.
+"""A Gunicorn worker on llhttp, the HTTP parser of Node.js (PyPI httptools): one thread, epoll, WSGI called inline.
 
 An inference takes the whole core that the thread plan gives this worker, so a second thread would only make it later.
 What waits for other processes (`App.waits`) runs aside in a thread. Every ready connection has one request served in

@@ -99,7 +99,7 @@ class ErrorLog:
 
 
 class Guard:
-    """Keeps from the application what meinheld's lenient parser lets through, and from the wire what it would not check."""
+    """Keeps from the application what meinheld's parser lets through, and from the wire what it does not check."""
 
     def __init__(self, app: WsgiApp) -> None:
         self._app = app

@@ -1,5 +1,6 @@
 """Calling a WSGI application (PEP 3333) and putting its answer on the wire (RFC 9112)."""
 
+import functools
 import http
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -95,7 +96,7 @@ def _head(status: str, headers: Headers, extra: str, keep_alive: bool) -> bytes:
     fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
     check_headers(fields, len(headers))
     connection = "" if keep_alive else "Connection: close\r\n"
-    return f"HTTP/1.1 {status}\r\nDate: {_now()}\r\n{connection}{extra}{fields}\r\n".encode("latin-1")
+    return f"HTTP/1.1 {status}\r\nDate: {_date(int(time.time()))}\r\n{connection}{extra}{fields}\r\n".encode("latin-1")
 
 
 def _own(environ: Environ, status: int, detail: str) -> Response:
@@ -139,13 +140,7 @@ def _no_write(data: bytes) -> None:
     raise NotImplementedError("PEP 3333's write() is not offered: return the body")
 
 
-_date = (0, "")
-
-
-def _now() -> str:
+@functools.lru_cache(maxsize=1)
+def _date(second: int) -> str:
     """The header Date, made once a second."""
-    global _date
-    second = int(time.time())
-    if _date[0] != second:
-        _date = (second, formatdate(second, usegmt=True))
-    return _date[1]
+    return formatdate(second, usegmt=True)
