@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
+from typing import Self
 
 RECEIVE_BYTES = 64 << 10
 # A server that is silent for so long is taken to be stuck.
@@ -36,7 +37,7 @@ class Exchange:
 
 @dataclass
 class Outcome:
-    """`latencies` in seconds, of the right answers that came before the time was up; `completed` counts the late ones too."""
+    """`latencies` in seconds: of the right answers that came in time; `completed` counts the late ones too."""
 
     seconds: float
     latencies: list[float] = field(default_factory=list)
@@ -46,9 +47,17 @@ class Outcome:
     # CPU time of the generator itself.
     cpu_seconds: float = 0.0
 
-    def error(self, what: str) -> None:
-        self.errors += 1
+    def error(self, what: str, count: int = 1) -> None:
+        self.errors += count
         self.first_error = self.first_error or what
+
+    def with_errors_of(self, before: "Outcome") -> "Outcome":
+        if before.errors:
+            self.error(before.first_error, before.errors)
+        return self
+
+
+NOTHING = Exchange(b"", lambda body: f"expected no answer without a request, got {body!r}")
 
 
 class Connection:
@@ -56,7 +65,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        self.exchange: Exchange | None = None
+        self.exchange = NOTHING
         self.sent_at = 0.0
         self.unsent = memoryview(b"")
         self.received = b""
@@ -72,7 +81,7 @@ class Load:
         self._epoll = select.epoll()
         self._connections: dict[int, Connection] = {}
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -196,9 +205,8 @@ def _size(data: bytes) -> int:
     return end + len(HEAD_END) + int(head[at : line_end if line_end > 0 else end])
 
 
-def _fault(exchange: Exchange | None, data: bytes, size: int) -> str | None:
+def _fault(exchange: Exchange, data: bytes, size: int) -> str | None:
     """What is wrong with the answer `data`, which should have `size` bytes."""
-    assert exchange is not None, "an answer without a request"
     body = data[data.find(HEAD_END) + len(HEAD_END) :]
     if not data.startswith(b"HTTP/1.1 200 ") or len(data) > size:
         return f"expected one answer of status 200, got {data[:400]!r}"

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import IO, Any, cast
 
 from generator import Outcome
 from processes import clean_environ
@@ -40,23 +40,21 @@ class InProcess:
             process.communicate()  # the end of its input ends it
         self._processes = []
 
-    def measure(self, scenario: Scenario, warm_up_seconds: float, seconds: float) -> Sample:  # noqa: ARG002  # as a server
-        self._run(warm_up_seconds)
+    def measure(self, scenario: Scenario, warm_up_seconds: float, seconds: float) -> Sample:
+        warm_up = self._run(warm_up_seconds)
         pids = [process.pid for process in self._processes]
-        return take_sample(pids, pids, lambda: self._run(seconds))
+        return take_sample(pids, pids, lambda: self._run(seconds).with_errors_of(warm_up))
 
     def _run(self, seconds: float) -> Outcome:
         for process in self._processes:
-            assert process.stdin is not None, "its input is a pipe"
             print(seconds, file=process.stdin, flush=True)
         outcome = Outcome(seconds)
         for process in self._processes:
-            assert process.stdout is not None, "its output is a pipe"
-            answer = json.loads(process.stdout.readline())
+            answer = json.loads(cast("IO[str]", process.stdout).readline())
             outcome.latencies += answer["latencies"]
             outcome.completed += answer["completed"]
             if answer["wrong"]:
-                outcome.error(f"{answer['wrong']} wrong predictions in process")
+                outcome.error("expected another prediction, in process", answer["wrong"])
         return outcome
 
 

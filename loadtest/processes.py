@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -23,16 +24,17 @@ def tree(pid: int) -> list[int]:
 
 
 def workers(pids: list[int]) -> list[int]:
-    """Of a server's `tree`, those that run models, oldest first: uvicorn also has a process that only tracks resources."""
+    """Of a server's `tree`, those that run models, oldest first; uvicorn also has one that only tracks resources."""
     return sorted(pid for pid in pids[1:] if "onnxruntime" in (PROC / f"{pid}/maps").read_text())
 
 
 def cpu_seconds(pids: list[int]) -> dict[int, float]:
-    """User and system time of each process, all its threads included (proc(5): fields 14 and 15 of stat)."""
+    """User and system time of each process that still runs, all threads (proc(5): fields 14 and 15 of stat)."""
     seconds = {}
     for pid in pids:
-        fields = (PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()
-        seconds[pid] = (int(fields[11]) + int(fields[12])) / TICKS
+        with suppress(FileNotFoundError, ProcessLookupError):
+            fields = (PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()
+            seconds[pid] = (int(fields[11]) + int(fields[12])) / TICKS
     return seconds
 
 

@@ -94,6 +94,7 @@ def _figures(samples: Samples) -> str:
 
 def _ratios(samples: Samples) -> str:
     """Each of ours beside each reference: the median, over the rounds, of the ratio within a round, and its range."""
+    samples = {name: taken for name, taken in samples.items() if not any(sample.errors for sample in taken)}
     rows = [
         [
             f"{name} / {reference}",
@@ -110,14 +111,14 @@ def _ratios(samples: Samples) -> str:
 
 def _client(samples: Samples) -> str:
     """What the load generator took of the CPUs that it shares with the servers."""
-    served = {name: taken for name, taken in samples.items() if _median(taken, "client_cpu")}
+    served = {name: taken for name, taken in samples.items() if _median(taken, "client_cpu") and _median(taken, "rate")}
     if not served:
         return ""
     fastest = max(served, key=lambda name: _median(served[name], "rate"))
     client, server, rate = (_median(served[fastest], what) for what in ("client_cpu", "cpu", "rate"))
     return (
-        f"load generator: {client:.0f} us of CPU per request with {fastest}, {server / client:.1f} times less than that "
-        f"server; it kept {client * rate / 1e6:.2f} CPUs busy"
+        f"load generator: {client:.0f} us of CPU per request with {fastest}, {server / client:.1f} times less than "
+        f"that server; it kept {client * rate / 1e6:.2f} CPUs busy"
     )
 
 
@@ -129,7 +130,7 @@ def _noise(samples: Samples) -> str:
 
 
 def _median(samples: list[Sample], what: str) -> float:
-    return median(getattr(sample, what) for sample in samples)
+    return float(median(getattr(sample, what) for sample in samples))
 
 
 def _ratio(mine: list[Sample], others: list[Sample], ratio: Callable[[Sample, Sample], float]) -> str:

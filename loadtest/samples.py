@@ -32,7 +32,9 @@ def take_sample(pids: list[int], workers: list[int], run: Callable[[], Outcome])
     busy, before, started = busy_seconds(), cpu_seconds(pids), time.perf_counter()
     outcome = run()
     elapsed, after, busy = time.perf_counter() - started, cpu_seconds(pids), busy_seconds() - busy
-    used = {pid: after[pid] - before[pid] for pid in pids}
+    if after.keys() != before.keys():
+        outcome.error("a process of the system ended during the measurement")
+    used = {pid: after[pid] - before[pid] if pid in after else 0.0 for pid in pids}
     total = sum(used.values())
     shares = [used[pid] for pid in workers]
     latencies = sorted(outcome.latencies) or [float("nan")]

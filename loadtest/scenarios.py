@@ -80,7 +80,8 @@ def open_model(name: str) -> Model:
 def classify(model: Model, photo: bytes) -> list[dict[str, Any]]:
     """The five most probable labels of a JPEG file, best first, in process."""
     spec = model.manifest.image
-    assert spec is not None, "expected a model of photos"
+    if spec is None:
+        raise ValueError(f"{model.manifest.name}: expected a model of photos")
     [probabilities] = model.run({spec.input: decode_image(photo, spec, MAX_PIXELS)}, [spec.output], RunOptions())
     labels: list[dict[str, Any]] = msgspec.to_builtins(best_labels(probabilities[0], model.manifest.labels, TOP_K))
     return labels

@@ -68,7 +68,7 @@ SYSTEMS = {
 
 
 class Server:
-    """A system in processes of its own. `ready_seconds`: of each start, from its first process to its first ready answer."""
+    """A system in processes of its own. `ready_seconds`: from each start to the first ready answer."""
 
     scenarios = ("tabular", "image")
 
@@ -81,7 +81,7 @@ class Server:
         self._command = [sys.executable, "-m", *system.command.format(**values).split()]
         self._environ = clean_environ() | {name: value.format(**values) for name, value in system.environ.items()}
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile(prefix=f"bench-{system.name.replace('/', '-')}-")
+        self._log = tempfile.TemporaryFile(prefix=f"bench-{system.name.replace('/', '-')}-")  # noqa: SIM115  # as long as the server
 
     def start(self) -> None:
         started = time.perf_counter()
@@ -108,8 +108,9 @@ class Server:
 
     def measure(self, scenario: Scenario, warm_up_seconds: float, seconds: float) -> Sample:
         with Load(("127.0.0.1", self._port), scenario.exchanges, scenario.connections) as load:
-            load.run(warm_up_seconds)
-            return take_sample(self._pids(), workers(self._pids()), lambda: load.run(seconds))
+            warm_up = load.run(warm_up_seconds)
+            pids = self._pids()
+            return take_sample(pids, workers(pids), lambda: load.run(seconds).with_errors_of(warm_up))
 
     def cpu(self) -> dict[int, float]:
         return cpu_seconds(self._pids())
@@ -122,8 +123,7 @@ class Server:
         return self._log.read().decode(errors="replace")[-4000:]
 
     def _pids(self) -> list[int]:
-        assert self._process is not None, "it has been started"
-        return tree(self._process.pid)
+        return tree(self._process.pid) if self._process else []
 
     def _is_ready(self) -> bool:
         with suppress(OSError, http.client.HTTPException):

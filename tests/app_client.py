@@ -30,7 +30,9 @@ class Client:
         """`body` as JSON, unless it is bytes; headers are given with underscores."""
         return self.request("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode(), headers)
 
-    def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Result:
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Result:
         path, _, query = path.partition("?")
         fields = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
         answer = self._http.simulate_request(method, path, query_string=query, body=body, headers=fields)

@@ -46,7 +46,7 @@ class Load:
         return {outcome: count for outcome, count in self.outcomes.items() if outcome != 200}
 
     def _send(self, start: float) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=20)
+        connection = self._server.http()
         due = time.monotonic() + start
         while not self._stop.wait(max(0.0, due - time.monotonic())):
             due += self._interval

@@ -1,4 +1,4 @@
-"""Real servers for tests: Gunicorn in a process of its own, on a free port of the loopback address."""
+"""Real servers for tests: Gunicorn in a process of its own, on a free port of the loopback address or a unix socket."""
 
 import http.client
 import json
@@ -20,9 +20,11 @@ WORKER_CLASSES = ["llhttp", "gthread"] if sys.version_info >= (3, 13) else ["mei
 class Server:
     """`with Server(models) as server:` is ready inside; settings are given in lower case: `workers=1`."""
 
-    def __init__(self, models: Path, worker_class: str, **settings: Any) -> None:
+    def __init__(self, models: Path, worker_class: str, unix_socket: Path | None = None, **settings: Any) -> None:
         self.port = free_port()
-        variables = {"worker_class": worker_class, "models_dir": models, "bind": f"127.0.0.1:{self.port}", "drain_seconds": 0.5}
+        self._unix_socket = unix_socket
+        bind = f"unix:{unix_socket}" if unix_socket else f"127.0.0.1:{self.port}"
+        variables = {"worker_class": worker_class, "models_dir": models, "bind": bind, "drain_seconds": 0.5}
         self._environment = {f"TIERCEL_{name.upper()}": str(value) for name, value in (variables | settings).items()}
         self._log = models.parent / f"server-{self.port}.log"
 
@@ -72,7 +74,7 @@ class Server:
         return self.request("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode(), headers)
 
     def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> "Answer":
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = self.http()
         try:
             fields = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
             connection.request(method, path, body, fields)
@@ -86,8 +88,19 @@ class Server:
             client.sendall(data)
             return read_all(client)
 
+    def http(self) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        if self._unix_socket:
+            connection.sock = self.connect(20)
+        return connection
+
     def connect(self, timeout: float = 10) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout)
+        if not self._unix_socket:
+            return socket.create_connection(("127.0.0.1", self.port), timeout)
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(timeout)
+        client.connect(str(self._unix_socket))
+        return client
 
 
 class Answer:

@@ -1,4 +1,4 @@
-"""What the bare servers have in common: sessions, a photo to a tensor, probabilities to labels. Nothing of Tiercel's code."""
+"""What the bare servers share: sessions, a photo to a tensor, probabilities to labels. None of it is Tiercel's code."""
 
 import io
 import json

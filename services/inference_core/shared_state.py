@@ -97,7 +97,7 @@ class Member:
         self._path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         new = self._path.with_suffix(".new")
         # Not its number: once the file is closed that is another file's.
-        self._file = open(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b", buffering=0)
+        self._file = new.open("x+b", buffering=0)  # open, and locked, until the member leaves
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self.report(Progress())
         new.rename(self._path)  # visible only once it is locked, lest it be taken for a dead one's

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,14 @@ def test_every_size_arrives_whole_and_the_next_request_is_answered(server: Serve
             else:
                 client.sendall(count_request(3))
                 assert raw_part(read_answer(client)) == b"\0\1\2"
+
+
+def test_every_size_arrives_whole_over_a_unix_socket(models: Path, worker_class: str, tmp_path: Path) -> None:
+    with Server(models, worker_class, unix_socket=tmp_path / "app.sock", workers=1) as server:
+        for size in SIZES:
+            with server.connect() as client:
+                client.sendall(count_request(size))
+                assert hashlib.sha256(raw_part(read_answer(client))).hexdigest() == checksum_of_count(size), size
 
 
 def test_a_client_with_a_tiny_window_gets_a_large_answer_whole(server: Server) -> None:

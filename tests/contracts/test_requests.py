@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from load import Load
 from servers import Server, read_all, read_answer, wait_until
 
 BODY_LIMIT = 1 << 20  # what the server under test was told
@@ -164,3 +165,21 @@ def test_idle_connections_leave_room_for_others_to_be_served(server: Server, wor
         for client in idle:
             client.close()
     wait_until(lambda: server.get("/v2/health/live").status == 200, "the server answers after the flood")
+
+
+def test_new_connections_are_served_beside_busy_ones(server: Server) -> None:
+    with Load(server, "/v1/models/scale:predict", {"instances": [[1, 2, 3]]}, rate=100_000, clients=16) as load:
+        wait_until(lambda: load.sent > 100, "every worker is busy")
+        statuses = [server.get("/v2/health/live").status for _ in range(50)]
+    assert statuses == [200] * 50
+    assert load.failed == {}
+
+
+def test_a_request_that_takes_too_long_to_arrive_is_given_up(server: Server, worker_class: str) -> None:
+    """Slow clients are NGINX's to bear, but llhttp is made to stand alone as well."""
+    if worker_class != "llhttp":
+        return
+    with server.connect(timeout=20) as head, server.connect(timeout=20) as silent:
+        head.sendall(b"GET /v2/health/live HTTP/1.1\r\nX-A:")
+        assert read_all(head).startswith(b"HTTP/1.1 408")
+        assert silent.recv(1) == b"", "a connection without a request is closed without an answer"

@@ -3,14 +3,21 @@ import json
 import zlib
 
 import pytest
-
 from app_client import Client
 
 UNDO = {"gzip": gzip.decompress, "deflate": zlib.decompress, None: bytes}
 
 
 @pytest.mark.parametrize(
-    ("accept", "coding"), [("gzip", "gzip"), ("deflate", "deflate"), ("*", "gzip"), ("gzip;q=0, *", "deflate"), ("gzip;q=0", None), ("br", None)]
+    ("accept", "coding"),
+    [
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("*", "gzip"),
+        ("gzip;q=0, *", "deflate"),
+        ("gzip;q=0", None),
+        ("br", None),
+    ],
 )
 def test_a_large_answer_is_compressed_if_asked_for(accept: str, coding: str | None, client: Client) -> None:
     """The length is that of what is sent, and caches are told what it depends on."""

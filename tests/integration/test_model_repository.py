@@ -2,7 +2,6 @@ import json
 from typing import Any
 
 import pytest
-
 from app_client import Client, start
 from model_zoo import Zoo, edit_manifest
 
@@ -71,8 +70,16 @@ def test_a_model_is_unloaded(parameters: Any, two_versions: Client) -> None:
         ({"config": only(-1)}, 404, "got -1"),
         ({"config": only("1")}, 501, "expected nothing but a version_policy"),
         ({"config": only(7).replace("7", "7" * 5000)}, 501, "expected nothing but a version_policy"),
-        ({"config": json.dumps({"version_policy": {"latest": {"num_versions": 1}}})}, 501, "expected nothing but a version_policy"),
-        ({"config": json.dumps({"version_policy": {"specific": {"versions": [1, 2]}}})}, 501, "expected nothing but a version_policy"),
+        (
+            {"config": json.dumps({"version_policy": {"latest": {"num_versions": 1}}})},
+            501,
+            "expected nothing but a version_policy",
+        ),
+        (
+            {"config": json.dumps({"version_policy": {"specific": {"versions": [1, 2]}}})},
+            501,
+            "expected nothing but a version_policy",
+        ),
         ({"config": json.dumps({"max_batch_size": 8})}, 501, "expected nothing but a version_policy"),
         ({"config": "{}"}, 501, "expected nothing but a version_policy"),
         ({"config": "[" * 100_000}, 501, "expected nothing but a version_policy"),

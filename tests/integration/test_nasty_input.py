@@ -1,9 +1,6 @@
 """No input may give 500: bodies that have broken other servers, at both doors."""
 
-import json
-
 import pytest
-
 from app_client import Client
 
 DEPTH = 32
@@ -78,12 +75,17 @@ PLACES = {
     ],
     "/v2/models/text/infer": [b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"BYTES","data":%s}]}'],
     "/v1/models/scale:predict": [b"%s", b'{"instances":%s}', b'{"instances":[%s,5]}', b'{"instances":[{"x":%s}]}'],
-    "/v1/models/named:predict": [b'{"instances":[{"width":%s,"height":1}]}', b'{"instances":[{"width":1,"height":1,"depth":[%s]}]}'],
+    "/v1/models/named:predict": [
+        b'{"instances":[{"width":%s,"height":1}]}',
+        b'{"instances":[{"width":1,"height":1,"depth":[%s]}]}',
+    ],
     "/v1/models/mixed:predict": [b'{"instances":[{"a":%s,"b":[1]}]}', b'{"instances":[{"a":1,"b":%s}]}'],
     "/v1/models/text:predict": [b'{"instances":%s}'],
     "/v1/models/colour:predict": [b'{"instances":[{"b64":%s}]}', b'{"instances":[{"b64":"AAAA"},%s]}'],
 }
-CASES = [pytest.param(path, place, id=f"{path} {place.decode()}") for path, places in PLACES.items() for place in places]
+CASES = [
+    pytest.param(path, place, id=f"{path} {place.decode()}") for path, places in PLACES.items() for place in places
+]
 
 
 @pytest.mark.parametrize(("path", "place"), CASES)
@@ -125,7 +127,22 @@ def test_of_equal_names_the_last_counts(client: Client) -> None:
     client.refused(400, client.post("/v2/models/scale/infer", f'{{"inputs":[],"inputs":[{{{x}}}]}}'.encode()))
 
 
-@pytest.mark.parametrize("query", ["top_k=", "top_k=0", "top_k=4", "top_k=-1", "top_k=1.0", "top_k=x", "top_k=%00", "top_k=%FF", "top_k=1%0A", "top_k=" + "0" * 17 + "99", "top_k=000000001" + "9" * 5000])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "top_k=",
+        "top_k=0",
+        "top_k=4",
+        "top_k=-1",
+        "top_k=1.0",
+        "top_k=x",
+        "top_k=%00",
+        "top_k=%FF",
+        "top_k=1%0A",
+        "top_k=" + "0" * 17 + "99",
+        "top_k=000000001" + "9" * 5000,
+    ],
+)
 def test_nasty_top_k_is_refused(query: str, client: Client) -> None:
     """As many labels as there are, and no fewer than one."""
     answer = client.post(f"/v1/models/colour:predict?{query}", {"instances": [{"b64": ""}]})

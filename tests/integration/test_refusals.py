@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
-
 from app_client import Client
+
 from inference_core.bodies import compress
 
 X = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
@@ -106,7 +106,7 @@ def test_an_unknown_version_is_not_found(method: str, path: str, version: str, c
 def test_another_media_type_is_refused(path: str, media_type: str, client: Client) -> None:
     """415 that names the type; without Accept-Encoding, by which RFC 9110 tells it from an unknown coding."""
     answer = client.post(path, GOOD[path], Content_Type=media_type)
-    assert media_type.split(";")[0] in client.refused(415, answer)
+    assert media_type.split(";", maxsplit=1)[0] in client.refused(415, answer)
     assert "Accept-Encoding" not in answer.headers
 
 
@@ -142,7 +142,10 @@ def test_a_body_is_bounded(path: str, client: Client) -> None:
     """As many bytes as allowed are read, one more is 413."""
     body = json.dumps(GOOD.get(path, {})).encode()
     assert client.post(path, body.ljust(MAX_BYTES)).status_code == 200
-    assert client.refused(413, client.post(path, body.ljust(MAX_BYTES + 1))) == f"body: expected at most {MAX_BYTES} bytes, got {MAX_BYTES + 1}"
+    assert (
+        client.refused(413, client.post(path, body.ljust(MAX_BYTES + 1)))
+        == f"body: expected at most {MAX_BYTES} bytes, got {MAX_BYTES + 1}"
+    )
 
 
 @pytest.mark.parametrize("size", ["", "-1", "x", "1e1", "+5", "\u00b2", "1" * 19, "1" * 5000])
@@ -224,7 +227,10 @@ def test_an_error_of_ours_tells_nothing_either(client: Client, monkeypatch: pyte
     monkeypatch.setattr(client.services.repository.__class__, "get", fail)
     for path in (INFER, PREDICT):
         answer = client.post(path, GOOD[path])
-        assert client.refused(500, answer) == f"an error of the server, logged under request id {answer.headers['X-Request-ID']}"
+        assert (
+            client.refused(500, answer)
+            == f"an error of the server, logged under request id {answer.headers['X-Request-ID']}"
+        )
         assert "secret" not in answer.text
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from app_client import Client
 
 X = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
@@ -123,7 +122,9 @@ def test_the_easy_door_lists_what_is_served(client: Client) -> None:
     assert (named["media_types"], named["labels"], named["max_batch_size"]) == ([], 0, 4)
 
 
-@pytest.mark.parametrize("path", ["/v2/models/scale/infer", "/v2/models/scale/versions/1/infer", "/v2/models/scale/infer/"])
+@pytest.mark.parametrize(
+    "path", ["/v2/models/scale/infer", "/v2/models/scale/versions/1/infer", "/v2/models/scale/infer/"]
+)
 def test_an_inference(path: str, client: Client) -> None:
     """Tensors in, tensors out, the id comes back."""
     assert client.post(path, {"id": "i", "inputs": [X]}).json == {
@@ -165,7 +166,9 @@ def test_json_with_its_size_is_json(client: Client) -> None:
 
 def test_a_raw_inference(client: Client) -> None:
     """A JSON size of 0: the body is the tensor."""
-    answer = client.post("/v2/models/scale/infer", np.array([1, 2, 3], "<f4").tobytes(), Inference_Header_Content_Length="0")
+    answer = client.post(
+        "/v2/models/scale/infer", np.array([1, 2, 3], "<f4").tobytes(), Inference_Header_Content_Length="0"
+    )
     size = int(answer.headers["Inference-Header-Content-Length"])
     assert np.frombuffer(answer.content[size:], "<f4").tolist() == [2, 4, 6]
     assert "id" not in json.loads(answer.content[:size])
@@ -197,7 +200,7 @@ def test_half_floats_and_text_go_through(client: Client) -> None:
 )
 def test_a_prediction(path: str, instances: Any, predictions: Any, client: Client) -> None:
     """Rows in, one prediction per row out, and who made it."""
-    model = path.split("/")[3].split(":")[0]
+    model = path.split("/")[3].split(":", maxsplit=1)[0]
     assert client.post(path, {"instances": instances}).json == {
         "predictions": predictions,
         "model": {"name": model, "version": "1", "digest": digest(client, model)},

@@ -4,7 +4,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-
 from app_client import MODELS, Client
 
 PHOTOS = {

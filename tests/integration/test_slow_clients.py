@@ -2,9 +2,9 @@ import io
 from typing import Any
 
 import pytest
+from app_client import Client
 from falcon.testing import StartResponseMock, create_environ
 
-from app_client import Client
 from inference_api.app import create_app
 
 
@@ -32,7 +32,9 @@ class SlowBody(io.BytesIO):
 def test_a_slow_client_is_no_hung_inference(path: str, body: bytes, media_type: str, client: Client) -> None:
     """While a body is read nothing is watched: its worker would be replaced for what a client does."""
     slow = SlowBody(body, client)
-    environ = create_environ(path, method="POST", headers={"Content-Type": media_type, "Content-Length": str(len(body))})
+    environ = create_environ(
+        path, method="POST", headers={"Content-Type": media_type, "Content-Length": str(len(body))}
+    )
     start_response = StartResponseMock()
     b"".join(create_app(client.services)(environ | {"wsgi.input": slow}, start_response))
     assert start_response.status == "400 Bad Request"

@@ -8,8 +8,13 @@ import pytest
 
 SERVICES = Path(__file__).parents[2] / "services"
 MODULES = sorted(SERVICES.rglob("*.py"))
-# Whose business the process's environment is: the entry points, workers that Gunicorn calls, and one switch of ONNX Runtime.
-READS_ENVIRONMENT = ("inference_api/main.py", "inference_api/gunicorn_conf.py", "inference_api/serve.py", "inference_api/workers/")
+# Whose business the process's environment is: the entry points, workers that Gunicorn calls, one switch of ONNX Runtime.
+READS_ENVIRONMENT = (
+    "inference_api/main.py",
+    "inference_api/gunicorn_conf.py",
+    "inference_api/serve.py",
+    "inference_api/workers/",
+)
 SETS_ENVIRONMENT = ("inference_core/model.py",)
 CORE_MAY_NOT = {"falcon", "gunicorn", "meinheld", "httptools", "inference_api", "batch_worker", "model_tools"}
 API_MAY_NOT = {"model_tools", "batch_worker"}
@@ -36,8 +41,8 @@ def imported(path: Path) -> set[str]:
 
 def uses_environment(path: Path) -> bool:
     return any(
-        isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb", "putenv")
-        or isinstance(node, ast.ImportFrom) and node.module == "os"
+        (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb", "putenv"))
+        or (isinstance(node, ast.ImportFrom) and node.module == "os")
         for node in nodes(path)
     )
 

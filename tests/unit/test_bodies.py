@@ -33,7 +33,9 @@ def test_a_body_of_the_limit_is_inflated(coding: str) -> None:
 @pytest.mark.parametrize("size", [LIMIT + 1, 50_000_000])
 def test_a_bomb_is_refused(coding: str, size: int) -> None:
     """One byte over the limit is refused, and so is a bomb, of which no more than the limit is inflated."""
-    with pytest.raises(PayloadTooLarge, match=rf"^body: expected at most 1000 bytes, got more once its {coding} coding is undone$"):
+    with pytest.raises(
+        PayloadTooLarge, match=rf"^body: expected at most 1000 bytes, got more once its {coding} coding is undone$"
+    ):
         decompress(compress(bytes(size), coding), coding, LIMIT)
 
 
@@ -52,14 +54,14 @@ def test_a_bomb_is_refused(coding: str, size: int) -> None:
 )
 def test_a_damaged_stream_is_refused(coding: str, spoil: object) -> None:
     """Only one whole stream of the coding is a body."""
-    with pytest.raises(InvalidInput, match=f"{coding} (data|stream)"):
+    with pytest.raises(InvalidInput, match=rf"{coding} (data|stream)"):
         decompress(spoil(compress(b"body" * 20, coding)), coding, LIMIT)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "x-gzip", "gzip, gzip", "", "GZIP "])
 def test_an_unknown_coding_is_refused(coding: str) -> None:
     """A coding that is not offered is named, and so are those that are."""
-    with pytest.raises(UnsupportedCoding, match=f"^Content-Encoding: expected gzip or deflate, got '{coding}'$"):
+    with pytest.raises(UnsupportedCoding, match=rf"^Content-Encoding: expected gzip or deflate, got '{coding}'$"):
         decompress(b"", coding, LIMIT)
 
 
@@ -96,7 +98,7 @@ def test_nesting_within_the_bound_passes(body: bytes) -> None:
 )
 def test_nesting_beyond_the_bound_is_refused(body: bytes) -> None:
     """One level over the bound is refused, before any parser has recursed into it."""
-    with pytest.raises(InvalidInput, match="^body: expected JSON nested at most 32 deep, got more$"):
+    with pytest.raises(InvalidInput, match=r"^body: expected JSON nested at most 32 deep, got more$"):
         check_nesting(body, DEPTH)
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import image_manifest, manifest, tensor
 from PIL import Image
 
-from builders import image_manifest, manifest, tensor
 from inference_core.errors import DeadlineExceeded, InvalidInput, PayloadTooLarge
 from inference_core.instances import Label, best_labels, decode_instances, to_predictions
 from inference_core.manifest import Manifest
@@ -59,7 +59,10 @@ def decode_photos(instances: Any, model: Manifest | None = None) -> Tensor:
             [ONE_ROW, {"depth": 6, "width": 4, "height": 5}], NAMED, {"x": [[1, 2, 3], [4, 5, 6]]}, id="in any order"
         ),
         pytest.param(
-            [{"a": 1, "b": [2, 3]}, {"b": [5, 6], "a": 4}], TWO, {"a": [1, 4], "b": [[2, 3], [5, 6]]}, id="several inputs"
+            [{"a": 1, "b": [2, 3]}, {"b": [5, 6], "a": 4}],
+            TWO,
+            {"a": [1, 4], "b": [[2, 3], [5, 6]]},
+            id="several inputs",
         ),
     ],
 )
@@ -86,8 +89,16 @@ def test_rows_become_columns(instances: Any, model: Manifest, feeds: dict[str, A
         ([{"y": [1, 2, 3]}], ROWS, "instances[0]: expected the 1 names that the model lists, got no 'x'"),
         ([{"x": [1, 2, 3], "y": 1}], ROWS, "instances[0]: expected the 1 names that the model lists, got also 'y'"),
         ([{}], NAMED, "instances[0]: expected the 3 names that the model lists, got no 'depth'"),
-        ([ONE_ROW, {"width": 1, "height": 2}], NAMED, "instances[1]: expected the 3 names that the model lists, got no 'depth'"),
-        ([ONE_ROW | {"weight": 1}], NAMED, "instances[0]: expected the 3 names that the model lists, got also 'weight'"),
+        (
+            [ONE_ROW, {"width": 1, "height": 2}],
+            NAMED,
+            "instances[1]: expected the 3 names that the model lists, got no 'depth'",
+        ),
+        (
+            [ONE_ROW | {"weight": 1}],
+            NAMED,
+            "instances[0]: expected the 3 names that the model lists, got also 'weight'",
+        ),
         ([ONE_ROW | {"width": "1"}], NAMED, "input 'x': expected float, got str at [0][0]"),
         ([ONE_ROW | {"width": [1]}], NAMED, "input 'x': expected float, got array at [0][0]"),
         ([ONE_ROW, [1, 2, 3]], NAMED, "request: expected object, got array at [1]"),
@@ -108,10 +119,12 @@ def test_instances_that_do_not_fit_are_refused(instances: Any, model: Manifest, 
     assert str(refused.value).startswith(said)
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"[[1,2,3]]", b"null", b'{"instance": [[1,2,3]]}', b'{"instances": [[1,2,3]}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b"[[1,2,3]]", b"null", b'{"instance": [[1,2,3]]}', b'{"instances": [[1,2,3]}']
+)
 def test_a_body_without_instances_is_refused(body: bytes) -> None:
     """The body is an object with `instances`."""
-    with pytest.raises(InvalidInput, match="^request: "):
+    with pytest.raises(InvalidInput, match=r"^request: "):
         decode_instances(body, ROWS, MAX_PIXELS, in_time)
 
 
@@ -154,7 +167,7 @@ def test_photos_that_are_none_are_refused(instances: Any, said: str) -> None:
 def test_the_most_photos_and_pixels_are_accepted() -> None:
     """As many photos as rows, and each of as many pixels as allowed; a pixel more is too large."""
     assert len(decode_photos([{"b64": photo("red")}] * 4)) == 4
-    with pytest.raises(PayloadTooLarge, match="^image: expected at most 64 pixels, got 9 x 9$"):
+    with pytest.raises(PayloadTooLarge, match=r"^image: expected at most 64 pixels, got 9 x 9$"):
         decode_photos([{"b64": photo("red")}, {"b64": photo("red", 9)}])
 
 
@@ -188,9 +201,7 @@ def test_columns_become_predictions(arrays: list[Tensor], predictions: list[Any]
     assert to_predictions(outputs, arrays) == predictions
 
 
-@pytest.mark.parametrize(
-    ("top_k", "best"), [(1, ["c"]), (2, ["c", "a"]), (4, ["c", "a", "b", "d"])]
-)
+@pytest.mark.parametrize(("top_k", "best"), [(1, ["c"]), (2, ["c", "a"]), (4, ["c", "a", "b", "d"])])
 def test_the_best_labels_come_first(top_k: int, best: list[str]) -> None:
     """The most probable classes, best first; equal ones in the order of their ids."""
     labels = best_labels(np.array([0.2, 0.1, 0.6, 0.1], np.float32), ("a", "b", "c", "d"), top_k)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_zoo import Zoo, edit_manifest
 
 from inference_core.errors import PackageRefused
 from inference_core.manifest import MAX_MANIFEST_BYTES, is_name, is_version, read_manifest, read_package
-from model_zoo import Zoo, edit_manifest
 
 MAX_BYTES = 1 << 20
 
@@ -52,47 +52,91 @@ def x(*shape: int, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        pytest.param(lambda folder: (folder / "manifest.json").unlink(), "manifest.json: No such file", id="no manifest"),
-        pytest.param(lambda folder: (folder / "model.onnx").unlink(), "model.onnx: expected .* bytes as in the manifest, got 0", id="no model"),
+        pytest.param(
+            lambda folder: (folder / "manifest.json").unlink(), "manifest.json: No such file", id="no manifest"
+        ),
+        pytest.param(
+            lambda folder: (folder / "model.onnx").unlink(),
+            "model.onnx: expected .* bytes as in the manifest, got 0",
+            id="no model",
+        ),
         pytest.param(write(b""), "manifest.json: Input data was truncated", id="an empty manifest"),
         pytest.param(write(b"{"), "manifest.json: Input data was truncated", id="a cut manifest"),
         pytest.param(write(b"[]"), "manifest.json: Expected `object`", id="a list"),
         pytest.param(write(b'{"name": "\xff"}'), "manifest.json: 'utf-8' codec", id="no UTF-8"),
         pytest.param(change(extra=1), "manifest.json: Object contains unknown field `extra`", id="an unknown key"),
-        pytest.param(change(model={"sha256": "x", "size_bytes": 1}), "manifest.json: Expected `str` matching regex", id="no SHA-256"),
+        pytest.param(
+            change(model={"sha256": "x", "size_bytes": 1}),
+            "manifest.json: Expected `str` matching regex",
+            id="no SHA-256",
+        ),
         pytest.param(change(inputs=[]), "manifest.json: Expected `array` of length >= 1", id="no inputs"),
         pytest.param(change(outputs=[]), "manifest.json: Expected `array` of length >= 1", id="no outputs"),
         pytest.param(change(max_batch_size=-1), "manifest.json: Expected `int` >= 0", id="negative rows"),
-        pytest.param(change(version="01"), "manifest.json: Expected `str` matching regex", id="a version that is no number"),
+        pytest.param(
+            change(version="01"), "manifest.json: Expected `str` matching regex", id="a version that is no number"
+        ),
         pytest.param(change(version=1), "manifest.json: Expected `str`, got `int`", id="a version that is no text"),
-        pytest.param(change(name="../scale"), "manifest.json: Expected `str` matching regex", id="a name that is a path"),
-        pytest.param(change(name="other"), "manifest.json: expected scale/1 as the folder says, got other/1", id="another name"),
-        pytest.param(change(version="2"), "manifest.json: expected scale/1 as the folder says, got scale/2", id="another version"),
-        pytest.param(change(model={"sha256": "0" * 64, "size_bytes": 1}), "model.onnx: expected 1 bytes as in the manifest, got", id="another size"),
+        pytest.param(
+            change(name="../scale"), "manifest.json: Expected `str` matching regex", id="a name that is a path"
+        ),
+        pytest.param(
+            change(name="other"), "manifest.json: expected scale/1 as the folder says, got other/1", id="another name"
+        ),
+        pytest.param(
+            change(version="2"), "manifest.json: expected scale/1 as the folder says, got scale/2", id="another version"
+        ),
+        pytest.param(
+            change(model={"sha256": "0" * 64, "size_bytes": 1}),
+            "model.onnx: expected 1 bytes as in the manifest, got",
+            id="another size",
+        ),
         pytest.param(flip_a_bit, "model.onnx: expected SHA-256 .* as in the manifest, got", id="another model"),
-        pytest.param(change(inputs=[x(-1, 3), x(-1, 3)]), "manifest.json: inputs: expected each name once", id="an input twice"),
-        pytest.param(change(outputs=[x(-1), x(-1)]), "manifest.json: outputs: expected each name once", id="an output twice"),
-        pytest.param(change(inputs=[x(-1, 0)]), "manifest.json: input 'x': expected dimensions of 1 and more", id="an empty dimension"),
+        pytest.param(
+            change(inputs=[x(-1, 3), x(-1, 3)]), "manifest.json: inputs: expected each name once", id="an input twice"
+        ),
+        pytest.param(
+            change(outputs=[x(-1), x(-1)]), "manifest.json: outputs: expected each name once", id="an output twice"
+        ),
+        pytest.param(
+            change(inputs=[x(-1, 0)]),
+            "manifest.json: input 'x': expected dimensions of 1 and more",
+            id="an empty dimension",
+        ),
         pytest.param(change(inputs=[x(-2, 3)]), "manifest.json: Expected `int` >= -1", id="a negative dimension"),
-        pytest.param(change(inputs=[x(4, 3)]), "manifest.json: input 'x': expected the batch, -1, as the first", id="a fixed batch"),
-        pytest.param(change(outputs=[x()]), "manifest.json: output 'x': expected the batch, -1, as the first", id="an output without rows"),
-        pytest.param(change(inputs=[x(-1, 3, features=["a"])]), "expected shape .*-1, 1.* for its features, got", id="too few features"),
+        pytest.param(
+            change(inputs=[x(4, 3)]),
+            "manifest.json: input 'x': expected the batch, -1, as the first",
+            id="a fixed batch",
+        ),
+        pytest.param(
+            change(outputs=[x()]),
+            "manifest.json: output 'x': expected the batch, -1, as the first",
+            id="an output without rows",
+        ),
+        pytest.param(
+            change(inputs=[x(-1, 3, features=["a"])]),
+            "expected shape .*-1, 1.* for its features, got",
+            id="too few features",
+        ),
     ],
 )
 def test_an_unsound_package_is_refused(spoil: Callable[[Path], None], said: str, zoo: Zoo) -> None:
     """The reason names the file, what was expected and what is there."""
     folder = zoo.scale()
     spoil(folder)
-    with pytest.raises(PackageRefused, match=f"^{said}|^manifest.json: .*{said}"):
+    with pytest.raises(PackageRefused, match=rf"^{said}|^manifest.json: .*{said}"):
         read_package(folder, MAX_BYTES)
 
 
-@pytest.mark.parametrize("key", ["name", "version", "model", "inputs", "outputs", "max_batch_size", "licence", "source", "metrics", "built"])
+@pytest.mark.parametrize(
+    "key", ["name", "version", "model", "inputs", "outputs", "max_batch_size", "licence", "source", "metrics", "built"]
+)
 def test_every_key_is_required(key: str, zoo: Zoo) -> None:
     """A manifest says everything that it must say."""
     folder = zoo.scale()
     without(key)(folder)
-    with pytest.raises(PackageRefused, match=f"^manifest.json: Object missing required field `{key}`"):
+    with pytest.raises(PackageRefused, match=rf"^manifest.json: Object missing required field `{key}`"):
         read_package(folder, MAX_BYTES)
 
 
@@ -129,7 +173,7 @@ def test_the_model_is_bounded(zoo: Zoo) -> None:
     folder = zoo.scale()
     size = (folder / "model.onnx").stat().st_size
     assert len(read_package(folder, size).model) == size
-    with pytest.raises(PackageRefused, match=f"^model.onnx: expected at most {size - 1} bytes, got {size}$"):
+    with pytest.raises(PackageRefused, match=rf"^model.onnx: expected at most {size - 1} bytes, got {size}$"):
         read_package(folder, size - 1)
 
 
@@ -140,7 +184,9 @@ def test_the_manifest_is_bounded(zoo: Zoo) -> None:
     path.write_text(path.read_text().ljust(MAX_MANIFEST_BYTES))
     read_manifest(folder)
     path.write_text(path.read_text() + " ")
-    with pytest.raises(PackageRefused, match=f"^manifest.json: expected at most {MAX_MANIFEST_BYTES} bytes, got more$"):
+    with pytest.raises(
+        PackageRefused, match=rf"^manifest.json: expected at most {MAX_MANIFEST_BYTES} bytes, got more$"
+    ):
         read_manifest(folder)
 
 
@@ -152,7 +198,7 @@ def test_a_model_that_cannot_be_read_is_refused(zoo: Zoo, monkeypatch: pytest.Mo
 
     folder = zoo.scale()
     monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(PackageRefused, match="^model.onnx: Permission denied$"):
+    with pytest.raises(PackageRefused, match=r"^model.onnx: Permission denied$"):
         read_package(folder, MAX_BYTES)
 
 

@@ -78,7 +78,18 @@ def test_a_well_formed_id_is_kept(given: str) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [None, "", "1234567", "a" * 65, "two words", "abcdefgh\r\nSet-Cookie: a=b", "abcdefgh\n", "<script>alert()", "caf\u00e9-caf\u00e9", "12345678,12345678"],
+    [
+        None,
+        "",
+        "1234567",
+        "a" * 65,
+        "two words",
+        "abcdefgh\r\nSet-Cookie: a=b",
+        "abcdefgh\n",
+        "<script>alert()",
+        "caf\u00e9-caf\u00e9",
+        "12345678,12345678",
+    ],
 )
 def test_any_other_id_is_replaced(given: str | None) -> None:
     """What could break a header or a log line never gets there."""

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model_zoo import DATATYPES as KINDS
+from model_zoo import Zoo, edit_manifest
 
 from inference_core.errors import DeadlineExceeded, InferenceFailed, InvalidInput, PackageRefused
 from inference_core.manifest import read_package
 from inference_core.model import Model, RunOptions, load_model
 from inference_core.tensors import DATATYPES
-from model_zoo import DATATYPES as KINDS
-from model_zoo import Zoo, edit_manifest
 
 MAX_BYTES = 1 << 20
 
@@ -39,7 +39,7 @@ def test_every_datatype_runs(kind: int, zoo: Zoo) -> None:
     """Each datatype of the protocol goes through the runtime and comes back."""
     model = load(zoo.copy("copy", kind))
     dtype = DATATYPES[KINDS[kind]].dtype
-    x = np.array([["a", "\N{SNOWMAN}"]], object) if dtype == object else np.array([[0, 1]], dtype)
+    x = np.array([["a", "\N{SNOWMAN}"]], object) if dtype.hasobject else np.array([[0, 1]], dtype)
     [y] = model.run({"x": x}, None, RunOptions())
     np.testing.assert_array_equal(y, x)
     assert y.dtype == dtype
@@ -79,7 +79,9 @@ def test_a_signature_that_differs_from_the_manifest_is_refused(changes: dict[str
     """The reason names the tensor, what the manifest says and what the graph has."""
     folder = zoo.scale()
     keys = ("name", "datatype", "shape")
-    edit_manifest(folder, **{kind: [dict(zip(keys, spec, strict=True)) for spec in specs] for kind, specs in changes.items()})
+    edit_manifest(
+        folder, **{kind: [dict(zip(keys, spec, strict=True)) for spec in specs] for kind, specs in changes.items()}
+    )
     assert refusal(folder) == said
 
 
@@ -91,7 +93,9 @@ def test_garbage_is_refused(zoo: Zoo) -> None:
 
 
 @pytest.mark.parametrize("location", ["weights.bin", "{folder}/weights.bin", "../{name}/weights.bin"])
-def test_weights_in_another_file_are_refused(location: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_in_another_file_are_refused(
+    location: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only what was hashed is loaded, even if the other file is there, in the folder where the process runs."""
     (tmp_path / "weights.bin").write_bytes(np.float32(2).tobytes())
     monkeypatch.chdir(tmp_path)
@@ -107,19 +111,30 @@ def test_an_answer_of_another_shape_is_refused(zoo: Zoo) -> None:
 
 def test_a_model_that_fails_on_zeros_is_refused(zoo: Zoo) -> None:
     """The warm-up finds what the signature does not show."""
-    assert refusal(zoo.beyond()).startswith("model.onnx: fails on a warm-up input of zeros: model beyond: refuses these values: ")
+    assert refusal(zoo.beyond()).startswith(
+        "model.onnx: fails on a warm-up input of zeros: model beyond: refuses these values: "
+    )
 
 
 def test_values_that_the_runtime_refuses_are_the_callers_fault(zoo: Zoo) -> None:
     """An index beyond a table is well-formed and wrong."""
-    with pytest.raises(InvalidInput, match="^model gather: refuses these values: "):
+    with pytest.raises(InvalidInput, match=r"^model gather: refuses these values: "):
         load(zoo.gather()).run({"i": np.array([3])}, None, RunOptions())
 
 
 def test_a_failure_of_the_runtime_is_ours(zoo: Zoo) -> None:
     """More memory than there is, asked for by accepted input."""
-    with pytest.raises(InferenceFailed, match="^model count: "):
+    with pytest.raises(InferenceFailed, match=r"^model count: "):
         load(zoo.count()).run({"n": np.array([1 << 60])}, None, RunOptions())
+
+
+def test_a_request_for_too_much_memory_spoils_nothing(zoo: Zoo) -> None:
+    """The next request has as much as ever."""
+    model = load(zoo.count())
+    with pytest.raises(InferenceFailed):
+        model.run({"n": np.array([1 << 60])}, None, RunOptions())
+    [y] = model.run({"n": np.array([1 << 20])}, None, RunOptions())
+    assert y.shape == (1 << 20,)
 
 
 def test_an_endless_inference_stops_when_told(zoo: Zoo) -> None:
@@ -127,7 +142,7 @@ def test_an_endless_inference_stops_when_told(zoo: Zoo) -> None:
     model, options = load(zoo.endless()), RunOptions()
     timer = threading.Timer(0.05, lambda: setattr(options, "terminate", True))
     timer.start()
-    with pytest.raises(DeadlineExceeded, match="^model endless: stopped at the deadline$"):
+    with pytest.raises(DeadlineExceeded, match=r"^model endless: stopped at the deadline$"):
         model.run({"x": np.array([1], np.float32)}, None, options)
     timer.join()
 

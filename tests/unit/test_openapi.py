@@ -13,7 +13,9 @@ from inference_core.bootstrap import Services
 TABLE = [*routes(cast(Services, None)), ("/openapi.json", OpenApiResource([]))]
 # As clients get it.
 DOCUMENT = json.loads(msgspec.json.encode(describe(TABLE)))
-OPERATIONS = [(path, method, operation) for path, item in DOCUMENT["paths"].items() for method, operation in item.items()]
+OPERATIONS = [
+    (path, method, operation) for path, item in DOCUMENT["paths"].items() for method, operation in item.items()
+]
 
 
 def test_the_document_is_valid() -> None:

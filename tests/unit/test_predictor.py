@@ -3,14 +3,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-
 from builders import manifest, tensor
+from servers import wait_until
+
 from inference_core.errors import DeadlineExceeded, InferenceFailed
 from inference_core.model import Model, RunOptions
 from inference_core.predictor import Predictor
 from inference_core.tensors import Tensor
 from inference_core.watchdog import InFlight
-from servers import wait_until
 
 FEEDS = {"x": np.zeros((1, 2), np.float32)}
 
@@ -45,7 +45,9 @@ class FakeCall:
         return self.seconds
 
 
-def predict(predictor: Predictor, model: FakeModel, seconds: float = 20, outputs: list[str] | None = None) -> list[Tensor]:
+def predict(
+    predictor: Predictor, model: FakeModel, seconds: float = 20, outputs: list[str] | None = None
+) -> list[Tensor]:
     return predictor.predict(cast(Model, model), FEEDS, outputs, cast(InFlight, FakeCall(seconds)))
 
 
@@ -82,7 +84,7 @@ def test_who_waits_beyond_the_deadline_is_not_served() -> None:
     thread = threading.Thread(target=predict, args=(predictor, model))
     thread.start()
     wait_until(lambda: model.runs, "one runs")
-    with pytest.raises(DeadlineExceeded, match="^model m: its deadline passed while others were served$"):
+    with pytest.raises(DeadlineExceeded, match=r"^model m: its deadline passed while others were served$"):
         predict(predictor, model, 0.01)
     model.resume.set()
     thread.join(20)
@@ -93,7 +95,7 @@ def test_who_waits_beyond_the_deadline_is_not_served() -> None:
 def test_who_comes_after_the_deadline_is_not_served(seconds: float) -> None:
     """A request whose time is over costs no inference, and leaves the way free for the next."""
     model, predictor = FakeModel(), Predictor()
-    with pytest.raises(DeadlineExceeded, match="^model m: its deadline passed before it could be served$"):
+    with pytest.raises(DeadlineExceeded, match=r"^model m: its deadline passed before it could be served$"):
         predict(predictor, model, seconds)
     assert not model.runs
     predict(predictor, model)

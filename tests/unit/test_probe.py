@@ -2,10 +2,10 @@ import time
 from pathlib import Path
 
 import pytest
+from model_zoo import Zoo, edit_manifest
 
 from inference_core.errors import PackageRefused
 from inference_core.probe import try_package
-from model_zoo import Zoo, edit_manifest
 
 MAX_BYTES = 1 << 20
 
@@ -39,7 +39,7 @@ def test_a_long_reason_is_a_reason(zoo: Zoo) -> None:
     folder = zoo.scale()
     outputs = [{"name": f"{i:0200}", "datatype": "FP32", "shape": [-1, 3]} for i in range(1000)]
     edit_manifest(folder, outputs=outputs)
-    with pytest.raises(PackageRefused, match="^outputs: expected "):
+    with pytest.raises(PackageRefused, match=r"^outputs: expected "):
         try_it(folder)
 
 
@@ -57,7 +57,9 @@ def test_a_package_without_end_is_refused(zoo: Zoo) -> None:
         ("exit 7", "the trial load ended with status 7"),
     ],
 )
-def test_a_crash_is_a_reason(program: str, said: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_is_a_reason(
+    program: str, said: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A package that takes its process down is refused, and the server goes on."""
     fake = tmp_path / "python"
     fake.write_text(f"#!/bin/sh\n{program}\n")

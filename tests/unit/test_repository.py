@@ -1,13 +1,12 @@
 import os
-from pathlib import Path
 
 import pytest
+from model_zoo import Zoo, edit_manifest
 
 from inference_core.errors import NotFound, PackageRefused, Unavailable
 from inference_core.manifest import Package
 from inference_core.model import Model, load_model
 from inference_core.repository import Repository
-from model_zoo import Zoo, edit_manifest
 
 MAX_BYTES = 1 << 20
 
@@ -77,7 +76,7 @@ def test_other_names_are_ignored(zoo: Zoo, repository: Repository) -> None:
         (zoo.root / name).mkdir(parents=True)
     (zoo.root / "README.md").write_text("")
     (zoo.root / "scale" / "4").write_text("no folder")
-    os.mkdir(os.fsencode(zoo.root) + b"/\xff")
+    (zoo.root / os.fsdecode(b"\xff")).mkdir()
     assert repository.names() == ["scale"]
     assert repository.versions("scale") == ["1"]
 
@@ -124,11 +123,11 @@ def test_a_model_is_found_by_name_and_version(zoo: Zoo, repository: Repository) 
     """A version that is given must be the one that is loaded."""
     zoo.scale(version=1)
     zoo.scale(version=2)
-    with pytest.raises(Unavailable, match="^model 'scale': is not loaded$"):
+    with pytest.raises(Unavailable, match=r"^model 'scale': is not loaded$"):
         repository.get("scale")
     repository.serve({"scale": "2"})
     assert repository.get("scale") is repository.get("scale", "2")
-    with pytest.raises(NotFound, match="^model 'scale': expected version 2, which is loaded, got 1$"):
+    with pytest.raises(NotFound, match=r"^model 'scale': expected version 2, which is loaded, got 1$"):
         repository.get("scale", "1")
     with pytest.raises(NotFound, match=r"^model 'other': expected one of \['scale'\]$"):
         repository.get("other")

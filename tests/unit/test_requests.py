@@ -1,7 +1,5 @@
 import io
-import json
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import falcon
 import pytest
@@ -60,13 +58,13 @@ def test_without_a_length_there_is_no_body() -> None:
 )
 def test_a_body_over_the_bound_is_too_large(req: falcon.Request) -> None:
     """One byte more than allowed, however it comes."""
-    with pytest.raises(PayloadTooLarge, match=f"^body: expected at most {LIMIT} bytes, got "):
+    with pytest.raises(PayloadTooLarge, match=rf"^body: expected at most {LIMIT} bytes, got "):
         read_body(req, LIMIT)
 
 
 def test_a_body_that_is_cut_is_refused() -> None:
     """Fewer bytes than declared are not a smaller body."""
-    with pytest.raises(InvalidInput, match="^body: expected 5 bytes as in Content-Length, got 4$"):
+    with pytest.raises(InvalidInput, match=r"^body: expected 5 bytes as in Content-Length, got 4$"):
         read_body(request(b"body", CONTENT_LENGTH="5"), LIMIT)
 
 
@@ -92,7 +90,9 @@ def test_media_types_have_neither_case_nor_parameters(given: str | None, kind: s
     assert media_type(request(CONTENT_TYPE=given)) == kind
 
 
-@pytest.mark.parametrize("given", [None, "application/json", "application/octet-stream", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize(
+    "given", [None, "application/json", "application/octet-stream", "application/x-www-form-urlencoded"]
+)
 def test_json_may_be_called_what_clients_call_it(given: str | None) -> None:
     """tritonclient says nothing, curl says its default."""
     assert read_json_body(request(b"{}", CONTENT_TYPE=given), services()) == b"{}"
@@ -101,14 +101,14 @@ def test_json_may_be_called_what_clients_call_it(given: str | None) -> None:
 @pytest.mark.parametrize("given", ["text/plain", "application/xml", "multipart/form-data", "image/png", "json"])
 def test_other_media_types_are_refused(given: str) -> None:
     """The type is named."""
-    with pytest.raises(UnsupportedMedia, match=f"^Content-Type: expected application/json, got {given}$"):
+    with pytest.raises(UnsupportedMedia, match=rf"^Content-Type: expected application/json, got {given}$"):
         read_json_body(request(b"{}", CONTENT_TYPE=given), services())
 
 
 def test_json_is_bounded_in_depth() -> None:
     """As deep as the setting says, and no deeper."""
     assert read_json_body(request(b"[[1]]"), services(max_json_depth=2))
-    with pytest.raises(InvalidInput, match="nested at most 2 deep"):
+    with pytest.raises(InvalidInput, match=r"nested at most 2 deep"):
         read_json_body(request(b"[[[1]]]"), services(max_json_depth=2))
 
 
@@ -119,16 +119,35 @@ def test_whole_numbers(given: str, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["", "0", "11", "-1", "+1", " 1", "1 ", "1.0", "1e0", "0x1", "1_0", "\u0661", "\u00b2", "1\n", "0" * 18 + "1", "1" * 5000]
+    "given",
+    [
+        "",
+        "0",
+        "11",
+        "-1",
+        "+1",
+        " 1",
+        "1 ",
+        "1.0",
+        "1e0",
+        "0x1",
+        "1_0",
+        "\u0661",
+        "\u00b2",
+        "1\n",
+        "0" * 18 + "1",
+        "1" * 5000,
+    ],
 )
 def test_what_is_no_whole_number_is_refused(given: str) -> None:
     """Anything else, and anything out of bounds, whatever int() would make of it."""
-    with pytest.raises(InvalidInput, match="^n: expected a whole number from 1 to 10, got "):
+    with pytest.raises(InvalidInput, match=r"^n: expected a whole number from 1 to 10, got "):
         whole_number("n", given, 1, 10)
 
 
 @pytest.mark.parametrize(
-    ("given", "milliseconds"), [(None, 5000), ("1", 1), ("4999", 4999), ("5000", 5000), ("5001", 5000), ("9" * 18, 5000)]
+    ("given", "milliseconds"),
+    [(None, 5000), ("1", 1), ("4999", 4999), ("5000", 5000), ("5001", 5000), ("9" * 18, 5000)],
 )
 def test_the_deadline_is_the_clients_up_to_the_servers(
     given: str | None, milliseconds: int, monkeypatch: pytest.MonkeyPatch
@@ -142,5 +161,5 @@ def test_the_deadline_is_the_clients_up_to_the_servers(
 @pytest.mark.parametrize("given", ["0", "-1", "", "1.5", "soon", "1" * 19])
 def test_a_deadline_that_is_none_is_refused(given: str) -> None:
     """The header is named."""
-    with pytest.raises(InvalidInput, match="^X-Request-Timeout-Ms: expected a whole number from 1, got "):
+    with pytest.raises(InvalidInput, match=r"^X-Request-Timeout-Ms: expected a whole number from 1, got "):
         watch(request(HTTP_X_REQUEST_TIMEOUT_MS=given), services())

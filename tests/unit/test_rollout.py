@@ -3,6 +3,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from model_zoo import Zoo, edit_manifest
+from servers import wait_until
 
 from inference_core.errors import NotFound, PackageRefused, TiercelError, Unavailable
 from inference_core.manifest import Package
@@ -10,8 +12,6 @@ from inference_core.model import Model, load_model
 from inference_core.repository import Repository
 from inference_core.rollout import Rollout, propose
 from inference_core.shared_state import Desired, SharedState
-from model_zoo import Zoo, edit_manifest
-from servers import wait_until
 
 MAX_BYTES = 1 << 20
 TIMEOUT = 20.0

@@ -3,8 +3,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from builders import manifest, tensor
+
 from inference_core.errors import InvalidInput, UnsupportedFeature
 from inference_core.schema import Call, decode_request, encode_response
 
@@ -71,27 +71,69 @@ def test_rows_within_the_bound(rows: int) -> None:
         pytest.param({"inputs": [x(datatype="FP64")]}, "input 'x': expected datatype FP32, got FP64", id="datatype"),
         pytest.param({"inputs": [x(shape=[1, 3])]}, "input 'x': expected shape [-1, 2], got [1, 3]", id="shape"),
         pytest.param({"inputs": [x(shape=[])]}, "input 'x': expected shape [-1, 2], got []", id="no shape"),
-        pytest.param({"inputs": [x(shape=[-1, 2])]}, "request: expected int >= 0 at .inputs[0].shape[0]", id="negative"),
-        pytest.param({"inputs": [x(shape=[1, 2.0])]}, "request: expected int, got float at .inputs[0].shape[1]", id="float"),
+        pytest.param(
+            {"inputs": [x(shape=[-1, 2])]}, "request: expected int >= 0 at .inputs[0].shape[0]", id="negative"
+        ),
+        pytest.param(
+            {"inputs": [x(shape=[1, 2.0])]}, "request: expected int, got float at .inputs[0].shape[1]", id="float"
+        ),
         pytest.param({"inputs": [x(data=[1])]}, "input 'x': expected 2 elements for [1, 2], got 1", id="elements"),
         pytest.param({"inputs": [x(data="ab")]}, "input 'x': expected array, got str", id="data that is no list"),
-        pytest.param({"inputs": [{"name": "x"}]}, "request: object missing required field shape at .inputs[0]", id="fields"),
-        pytest.param({"outputs": [{"name": "z"}]}, "output 'z': expected 'y', got an unknown name", id="an unknown output"),
-        pytest.param({"outputs": [{"name": "y"}, {"name": "y"}]}, "outputs: expected each name once, got one twice", id="output twice"),
+        pytest.param(
+            {"inputs": [{"name": "x"}]}, "request: object missing required field shape at .inputs[0]", id="fields"
+        ),
+        pytest.param(
+            {"outputs": [{"name": "z"}]}, "output 'z': expected 'y', got an unknown name", id="an unknown output"
+        ),
+        pytest.param(
+            {"outputs": [{"name": "y"}, {"name": "y"}]},
+            "outputs: expected each name once, got one twice",
+            id="output twice",
+        ),
         pytest.param({"outputs": "y"}, "request: expected array, got str at .outputs", id="outputs that are no list"),
         pytest.param({"id": 1}, "request: expected str, got int at .id", id="an id that is no string"),
         pytest.param({"parameters": []}, "request: expected object, got array at .parameters", id="parameters"),
         pytest.param({"parameters": {"a": None}}, "request: expected", id="a null parameter"),
         pytest.param({"parameters": {"a": {}}}, "request: expected", id="a parameter that is an object"),
-        pytest.param({"parameters": {"triton_a": 1}}, "parameters: expected no name that starts with 'triton_', got 'triton_a'", id="reserved"),
-        pytest.param({"parameters": {"timeout": "1"}}, "parameter 'timeout': expected int, got '1'", id="timeout, text"),
-        pytest.param({"parameters": {"timeout": 1.5}}, "parameter 'timeout': expected int, got 1.5", id="timeout, float"),
-        pytest.param({"parameters": {"timeout": True}}, "parameter 'timeout': expected int, got True", id="timeout, bool"),
-        pytest.param({"parameters": {"timeout": -1}}, "parameter 'timeout': expected 0 to 9223372036854775807", id="timeout, negative"),
-        pytest.param({"parameters": {"timeout": 2**63}}, "parameter 'timeout': expected 0 to 9223372036854775807", id="timeout, max + 1"),
-        pytest.param({"parameters": {"timeout": 10**400}}, "parameter 'timeout': expected 0 to 9223372036854775807", id="timeout, no float"),
-        pytest.param({"parameters": {"binary_data_output": 1}}, "parameter 'binary_data_output': expected bool, got 1", id="default"),
-        pytest.param({"outputs": [{"name": "y", "parameters": {"binary_data": "yes"}}]}, "parameter 'binary_data': expected bool, got 'yes'", id="binary"),
+        pytest.param(
+            {"parameters": {"triton_a": 1}},
+            "parameters: expected no name that starts with 'triton_', got 'triton_a'",
+            id="reserved",
+        ),
+        pytest.param(
+            {"parameters": {"timeout": "1"}}, "parameter 'timeout': expected int, got '1'", id="timeout, text"
+        ),
+        pytest.param(
+            {"parameters": {"timeout": 1.5}}, "parameter 'timeout': expected int, got 1.5", id="timeout, float"
+        ),
+        pytest.param(
+            {"parameters": {"timeout": True}}, "parameter 'timeout': expected int, got True", id="timeout, bool"
+        ),
+        pytest.param(
+            {"parameters": {"timeout": -1}},
+            "parameter 'timeout': expected 0 to 9223372036854775807",
+            id="timeout, negative",
+        ),
+        pytest.param(
+            {"parameters": {"timeout": 2**63}},
+            "parameter 'timeout': expected 0 to 9223372036854775807",
+            id="timeout, max + 1",
+        ),
+        pytest.param(
+            {"parameters": {"timeout": 10**400}},
+            "parameter 'timeout': expected 0 to 9223372036854775807",
+            id="timeout, no float",
+        ),
+        pytest.param(
+            {"parameters": {"binary_data_output": 1}},
+            "parameter 'binary_data_output': expected bool, got 1",
+            id="default",
+        ),
+        pytest.param(
+            {"outputs": [{"name": "y", "parameters": {"binary_data": "yes"}}]},
+            "parameter 'binary_data': expected bool, got 'yes'",
+            id="binary",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Any], said: str) -> None:
@@ -105,7 +147,10 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], said: str) -> None
     ("inputs", "said"),
     [
         ([A], "inputs: expected 'a' and 'b', got no 'b'"),
-        ([A, {**B, "shape": [1, 2], "data": [1, 2]}], "inputs: expected the same number of rows in each, got 'a' 2, 'b' 1"),
+        (
+            [A, {**B, "shape": [1, 2], "data": [1, 2]}],
+            "inputs: expected the same number of rows in each, got 'a' 2, 'b' 1",
+        ),
         ([A, B, {**B, "name": "c"}], "input 'c': expected 'a' and 'b', got an unknown name"),
     ],
 )
@@ -135,7 +180,7 @@ def test_extensions_that_change_the_meaning_are_refused(name: str, value: Any) -
         request(outputs=[{"name": "y", "parameters": {name: value}}]),
         request(inputs=[{**without_data, "parameters": {name: value}}]),
     ):
-        with pytest.raises(UnsupportedFeature, match=f"^parameter '{name}': this extension is not offered"):
+        with pytest.raises(UnsupportedFeature, match=rf"^parameter '{name}': this extension is not offered"):
             decode(asked)
 
 
@@ -145,7 +190,9 @@ def test_extensions_that_are_off_are_ignored() -> None:
     assert call.feeds["x"].tolist() == [[0.5, 0.5]]
 
 
-@pytest.mark.parametrize(("microseconds", "seconds"), [(0, None), (1, 1e-6), (2_500_000, 2.5), (2**63 - 1, (2**63 - 1) / 1e6)])
+@pytest.mark.parametrize(
+    ("microseconds", "seconds"), [(0, None), (1, 1e-6), (2_500_000, 2.5), (2**63 - 1, (2**63 - 1) / 1e6)]
+)
 def test_the_timeout_is_in_microseconds(microseconds: int, seconds: float | None) -> None:
     """The reserved parameter `timeout`; 0 is none."""
     assert decode(request(parameters={"timeout": microseconds})).timeout == seconds
@@ -158,12 +205,18 @@ def test_the_timeout_is_in_microseconds(microseconds: int, seconds: float | None
         ({}, [], [("p", False), ("q", False)]),
         ({"binary_data_output": True}, [], [("p", True), ("q", True)]),
         ({"binary_data_output": True}, [{"name": "q"}], [("q", True)]),
-        ({"binary_data_output": True}, [{"name": "q", "parameters": {"binary_data": False}}, {"name": "p"}], [("q", False), ("p", True)]),
+        (
+            {"binary_data_output": True},
+            [{"name": "q", "parameters": {"binary_data": False}}, {"name": "p"}],
+            [("q", False), ("p", True)],
+        ),
         ({"binary_data_output": False}, [{"name": "p", "parameters": {"binary_data": True}}], [("p", True)]),
         ({}, [{"name": "q"}, {"name": "p", "parameters": {"binary_data": True}}], [("q", False), ("p", True)]),
     ],
 )
-def test_outputs_are_binary_where_asked(parameters: dict[str, Any], outputs: list[Any], binary: list[tuple[str, bool]]) -> None:
+def test_outputs_are_binary_where_asked(
+    parameters: dict[str, Any], outputs: list[Any], binary: list[tuple[str, bool]]
+) -> None:
     """`binary_data_output` is the default, `binary_data` of an output overrides it; the order is the client's."""
     assert wanted(decode({"inputs": [A, B], "parameters": parameters, "outputs": outputs}, TWO)) == binary
 
@@ -220,19 +273,21 @@ def test_json_size_beyond_the_body_is_refused() -> None:
     """The JSON part can be the whole body, but not more."""
     body = json.dumps(request()).encode()
     assert decode_request(body, len(body), ONE).feeds["x"].tolist() == [[0.5, 0.5]]
-    with pytest.raises(InvalidInput, match=f"^Inference-Header-Content-Length: expected at most {len(body)}, got {len(body) + 1}$"):
+    with pytest.raises(
+        InvalidInput, match=rf"^Inference-Header-Content-Length: expected at most {len(body)}, got {len(body) + 1}$"
+    ):
         decode_request(body, len(body) + 1, ONE)
 
 
 def test_data_after_json_without_a_size_is_refused() -> None:
     """Without the header the whole body is JSON."""
-    with pytest.raises(InvalidInput, match="^request: JSON is malformed"):
+    with pytest.raises(InvalidInput, match=r"^request: JSON is malformed"):
         decode_request(binary_x(bytes(8))[0], None, ONE)
 
 
 def test_an_input_with_data_and_binary_is_refused() -> None:
     """Data twice is a contradiction."""
-    with pytest.raises(InvalidInput, match="^body: expected no data after"):
+    with pytest.raises(InvalidInput, match=r"^body: expected no data after"):
         decode(request(inputs=[x(parameters={"binary_data_size": 8})]), data=bytes(8))
 
 
@@ -275,7 +330,7 @@ def test_a_raw_request_must_fit_too(model: Any, body: bytes, said: str) -> None:
 
 
 def test_an_answer_mixes_json_and_binary() -> None:
-    """Binary outputs follow the JSON in its order; a JSON output has data and no parameters, a binary one the reverse."""
+    """Binary outputs follow the JSON in its order; an output has either data or parameters."""
     outputs = [{"name": "q", "parameters": {"binary_data": True}}, {"name": "p"}]
     call = decode({"inputs": [A, B], "outputs": outputs, "id": "i"}, TWO)
     body, json_size = encode_response(call, TWO, [np.array([[1, 2]], np.float32), np.array([3])])
@@ -313,7 +368,7 @@ def test_half_floats_are_answered_in_binary_only() -> None:
     """FP16 as JSON is refused with the way out."""
     half = manifest([X], [tensor("FP16", -1, 2, name="y")])
     array = np.zeros((1, 2), np.float16)
-    with pytest.raises(InvalidInput, match="^output 'y': FP16 has no form in JSON: ask for it with binary_data$"):
+    with pytest.raises(InvalidInput, match=r"^output 'y': FP16 has no form in JSON: ask for it with binary_data$"):
         encode_response(decode(request(), half), half, [array])
     body, json_size = encode_response(decode(request(parameters={"binary_data_output": True}), half), half, [array])
     assert body[json_size:] == bytes(4)

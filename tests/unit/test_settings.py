@@ -82,7 +82,9 @@ def test_the_example_lists_every_setting_with_its_default_and_meaning() -> None:
     at = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
     example = dict(lines[i].split("=", 1) for i in at)
 
-    assert [line.split("=")[0] for line in map(lines.__getitem__, at)] == [variable(name) for name in Settings.__struct_fields__]
+    assert [line.split("=")[0] for line in map(lines.__getitem__, at)] == [
+        variable(name) for name in Settings.__struct_fields__
+    ]
     assert [lines[i] for i in at if not (i and lines[i - 1].startswith("# "))] == [], "without a meaning"
     assert read_settings(example) == Settings()
 

@@ -44,9 +44,12 @@ def test_the_stamp_changes_with_every_write(state: SharedState) -> None:
 def test_one_change_at_a_time(state: SharedState) -> None:
     """Who wants to change something while another does waits for it, and gives up after its time."""
     waits = []
-    with state.exclusive(1, never):
-        with pytest.raises(Unavailable, match="^model repository: another change is under way$"), state.exclusive(0.05, waits.append):
-            pass
+    with (
+        state.exclusive(1, never),
+        pytest.raises(Unavailable, match=r"^model repository: another change is under way$"),
+        state.exclusive(0.05, waits.append),
+    ):
+        pass
     assert waits
     with state.exclusive(0, never):
         pass
@@ -80,7 +83,7 @@ def test_a_member_that_left_cannot_write_into_the_file_of_another(state: SharedS
     with (tmp_path / "precious").open("w+b") as precious:
         precious.write(b"precious")
         precious.flush()
-        with pytest.raises(ValueError, match="closed file"):
+        with pytest.raises(ValueError, match=r"closed file"):
             member.report(Progress(1))
         assert (tmp_path / "precious").read_bytes() == b"precious"
     member.leave()

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-
 from builders import tensor
+
 from inference_core.errors import InvalidInput
 from inference_core.tensors import DATATYPES, check_tensor, from_binary, from_json, from_rows, to_binary, to_json
 
@@ -80,14 +80,16 @@ def test_integers_out_of_range_are_refused(name: str, bits: int) -> None:
     least, greatest = (0, (1 << bits) - 1) if name[0] == "U" else (-(1 << bits - 1), (1 << bits - 1) - 1)
     assert from_json(tensor(name, -1), (2,), raw([least, greatest])).tolist() == [least, greatest]
     for value in (least - 1, greatest + 1, 10**400):
-        with pytest.raises(InvalidInput, match=f"^input 'x': expected values of {name}: "):
+        with pytest.raises(InvalidInput, match=rf"^input 'x': expected values of {name}: "):
             from_json(tensor(name, -1), (1,), raw([value]))
 
 
-@pytest.mark.parametrize(("name", "value"), [("FP32", b"3.5e38"), ("FP32", b"-1e39"), ("FP64", b"1e309"), ("FP32", b"1e400")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("FP32", b"3.5e38"), ("FP32", b"-1e39"), ("FP64", b"1e309"), ("FP32", b"1e400")]
+)
 def test_floats_out_of_range_are_refused(name: str, value: bytes) -> None:
     """A number that would become infinite is refused, rather than computed with."""
-    with pytest.raises(InvalidInput, match="^input 'x': .*out of (its )?range"):
+    with pytest.raises(InvalidInput, match=r"^input 'x': .*out of (its )?range"):
         from_json(tensor(name, -1), (1,), raw(b"[" + value + b"]"))
 
 
@@ -114,7 +116,7 @@ def test_floats_out_of_range_are_refused(name: str, value: bytes) -> None:
 )
 def test_elements_of_another_type_are_refused(datatype: str, element: str, said: str) -> None:
     """Nothing is converted silently: the input, what was expected and what came."""
-    with pytest.raises(InvalidInput, match="^input 'x': ") as refused:
+    with pytest.raises(InvalidInput, match=r"^input 'x': ") as refused:
         from_json(tensor(datatype, -1), (1,), raw(f"[{element}]".encode()))
     assert said in str(refused.value)
 
@@ -144,7 +146,7 @@ def test_elements_of_another_type_are_refused(datatype: str, element: str, said:
 def test_data_of_another_shape_is_refused(datatype: str, shape: tuple[int, ...], form: str, said: str) -> None:
     """The elements must be as many as the shape says, and nested alike or not at all."""
     data = form.replace("a", json.dumps(EXAMPLES[datatype][0])).encode()
-    with pytest.raises(InvalidInput, match="^input 'x': ") as refused:
+    with pytest.raises(InvalidInput, match=r"^input 'x': ") as refused:
         from_json(tensor(datatype, *[-1] * len(shape)), shape, raw(data))
     assert said in str(refused.value)
 
@@ -160,7 +162,7 @@ def test_rows_make_the_shape(datatype: str, rows: Any, shape: tuple[int, ...]) -
 @pytest.mark.parametrize("rows", [[], [[]], [[1]], [[1, 2], [3]], [1, 2], [[1, 2, 3]], [[[1, 2]]], 1, {"a": 1}, None])
 def test_rows_of_another_shape_are_refused(rows: Any) -> None:
     """Every row has the shape that the model wants."""
-    with pytest.raises(InvalidInput, match="^input 'x': "):
+    with pytest.raises(InvalidInput, match=r"^input 'x': "):
         from_rows(tensor("FP32", -1, 2), raw(rows))
 
 
@@ -175,7 +177,7 @@ def test_binary_of_another_size_is_refused(datatype: str, change: int) -> None:
 
 def test_binary_booleans_are_0_or_1() -> None:
     """A byte of 2 is no truth value, and would be undefined behaviour in the runtime."""
-    with pytest.raises(InvalidInput, match="^input 'x': expected BOOL bytes of 0 or 1, got 2$"):
+    with pytest.raises(InvalidInput, match=r"^input 'x': expected BOOL bytes of 0 or 1, got 2$"):
         from_binary(tensor("BOOL", -1), (3,), memoryview(b"\x00\x01\x02"))
 
 
@@ -189,13 +191,15 @@ def test_binary_booleans_are_0_or_1() -> None:
         pytest.param(b"\x01\0\0\0a\x02\0\0\0b", "end at byte 11", id="a cut element"),
         pytest.param(b"\x01\0\0\0a\xff\xff\xff\xffb", "end at byte", id="a length of 4 GiB"),
         pytest.param(b"\x01\0\0\0a\x01\0\0\0bc", "end at byte 10", id="a byte too many"),
-        pytest.param(struct.pack("<I1sI1s", 1, b"a", 1, b"\xff"), "expected UTF-8 text, got invalid start byte", id="no UTF-8"),
+        pytest.param(
+            struct.pack("<I1sI1s", 1, b"a", 1, b"\xff"), "expected UTF-8 text, got invalid start byte", id="no UTF-8"
+        ),
         pytest.param(b"\x01\0\0\0a\x03\0\0\0\xed\xa0\x80", "expected UTF-8 text", id="a surrogate"),
     ],
 )
 def test_malformed_bytes_are_refused(data: bytes, said: str) -> None:
     """BYTES elements fill the data exactly, each after its length, and are UTF-8 text."""
-    with pytest.raises(InvalidInput, match=f"^input 'x': .*{said}"):
+    with pytest.raises(InvalidInput, match=rf"^input 'x': .*{said}"):
         from_binary(tensor("BYTES", -1), (2,), memoryview(data))
 
 
@@ -207,7 +211,7 @@ def test_floats_that_are_not_finite_become_null() -> None:
 
 def test_half_floats_do_not_leave_as_json() -> None:
     """An FP16 output is to be asked for as binary data."""
-    with pytest.raises(InvalidInput, match="^output 'y': FP16 has no form in JSON"):
+    with pytest.raises(InvalidInput, match=r"^output 'y': FP16 has no form in JSON"):
         to_json("y", np.zeros(1, np.float16))
 
 

@@ -33,7 +33,9 @@ def make_cgroup(folder: Path, files: dict[str, str]) -> Path:
         pytest.param({"cpu.max": "250000 100000\n"}, 2, id="v2, two and a half"),
         pytest.param({"cpu.max": "3200000 100000\n"}, MACHINE_CPUS, id="v2, more than there is"),
         pytest.param({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3, id="v1"),
-        pytest.param({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, MACHINE_CPUS, id="v1, no quota"),
+        pytest.param(
+            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, MACHINE_CPUS, id="v1, no quota"
+        ),
         pytest.param({}, MACHINE_CPUS, id="no cgroup"),
     ],
 )

@@ -2,10 +2,10 @@ import time
 from collections.abc import Callable
 
 import pytest
+from servers import wait_until
 
 from inference_core.errors import DeadlineExceeded
 from inference_core.watchdog import EXIT_STATUS, InFlight, Watchdog
-from servers import wait_until
 
 GRACE = 1.0
 

@@ -170,9 +170,12 @@ class Connection:
             raise Refusal(400, "header Host: expected once, got none")
         if method == "CONNECT":
             raise Refusal(405, "method CONNECT: this server is no proxy")
+        length = environ.get("CONTENT_LENGTH")
+        if self._parser.should_upgrade() and (length or "HTTP_TRANSFER_ENCODING" in environ):
+            # llhttp takes what follows for the other protocol, so that the body would be lost.
+            raise Refusal(501, "header Upgrade: expected none on a request with a body, as no other protocol is offered")
         if "HTTP_TRANSFER_ENCODING" in environ and environ.pop("HTTP_TRANSFER_ENCODING").lower() != "chunked":
             raise Refusal(501, "header Transfer-Encoding: expected chunked, got something else")
-        length = environ.get("CONTENT_LENGTH")
         if length is not None and int(length) > self._limits.max_body_bytes:
             self._cut_short(int(length))
         expects = environ.get("HTTP_EXPECT")

@@ -1,0 +1,68 @@
+"""`make serve`, as its user sees it, from the start to Ctrl-C."""
+
+import http.client
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from servers import free_port, wait_until
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "inference_api.serve"]
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [descendant for child in map(int, text.split()) for descendant in (child, *children(child))]
+
+
+@pytest.fixture
+def served() -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {"TIERCEL_BIND": f"127.0.0.1:{free_port()}"}
+    with subprocess.Popen(COMMAND, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        if process.poll() is None:
+            process.kill()
+
+
+def test_the_command_that_it_prints_classifies_a_real_photo(served: subprocess.Popen[str]) -> None:
+    assert served.stdout is not None
+    printed = next(line for line in served.stdout if line.strip().startswith("curl "))
+    _, _, header, _, photo, url = shlex.split(printed)
+    matched = re.fullmatch(r"http://([\d.]+:\d+)(/.*)", url)
+    assert matched and photo.startswith("@")
+    connection = http.client.HTTPConnection(matched[1], timeout=10)
+    connection.request("POST", matched[2], (ROOT / photo[1:]).read_bytes(), dict([header.split(": ")]))
+    predictions = json.loads(connection.getresponse().read())["predictions"]
+    connection.close()
+    assert predictions[0]["label"] in ("tabby cat", "tiger cat", "Egyptian cat")
+
+    started = children(served.pid)
+    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in started}
+    assert "redis-server" in names, "the private Redis runs"
+    served.send_signal(signal.SIGINT)
+    assert served.wait(20) == 0
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), "everything that it started has ended")
+
+
+def test_a_setting_that_does_not_fit_stops_it_with_its_name() -> None:
+    environment = os.environ | {"TIERCEL_WORKERS": "many"}
+    ended = subprocess.run(COMMAND, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("tiercel: TIERCEL_WORKERS: ") and "many" in ended.stderr
+
+
+def test_oversubscription_stops_it_with_the_reason() -> None:
+    environment = os.environ | {"TIERCEL_WORKERS": "100", "TIERCEL_INTRA_OP_THREADS": "100"}
+    environment["TIERCEL_BIND"] = f"127.0.0.1:{free_port()}"
+    ended = subprocess.run(COMMAND, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert ended.returncode == 1
+    assert "100 x 100 = 10000" in ended.stderr and "Traceback" not in ended.stderr
