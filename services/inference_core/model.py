@@ -77,7 +77,7 @@ def load_model(package: Package, intra_op_threads: int) -> Model:
 
 
 def _return_free_memory() -> None:
-    """PERF: loading leaves holes in the heap, 6 of 29 MB with the shipped image model, which glibc keeps unless asked."""
+    """PERF: loading leaves holes in the heap, 6 of 29 MB with the image model, which glibc keeps unless asked."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -19,6 +19,7 @@ T = TypeVar("T")
 Parameters = dict[str, str | int | float | bool]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 NO_PARAMETERS: Parameters = {}
+NO_DATA = memoryview(b"")
 MAX_TIMEOUT = 2**63 - 1
 # Extensions of other servers that change the meaning of a request: refused, rather than ignored.
 UNSUPPORTED = ("classification", "shared_memory_region", "sequence_id", "sequence_start", "sequence_end")
@@ -82,7 +83,7 @@ def decode_request(body: bytes, json_size: int | None, manifest: Manifest) -> Ca
     if json_size is not None and json_size > len(body):
         raise InvalidInput(f"Inference-Header-Content-Length: expected at most {len(body)}, got {json_size}")
     request = decode_json(memoryview(body)[:json_size] if json_size else body, InferRequest)
-    binary = memoryview(body)[json_size or len(body) :]
+    binary = memoryview(body)[json_size:] if json_size else NO_DATA
     return Call(
         _decode_inputs(request.inputs, binary, manifest),
         _wanted_outputs(request, manifest),
@@ -136,7 +137,7 @@ def _check_complete(feeds: dict[str, Tensor], manifest: Manifest) -> None:
     if len(feeds) != len(manifest.inputs):
         missing = [spec.name for spec in manifest.inputs if spec.name not in feeds]
         raise InvalidInput(f"inputs: expected {_names(manifest.inputs)}, got no '{missing[0]}'")
-    if manifest.max_batch_size and len({len(array) for array in feeds.values()}) > 1:
+    if len(feeds) > 1 and manifest.max_batch_size and len({len(array) for array in feeds.values()}) > 1:
         rows = ", ".join(f"'{name}' {len(array)}" for name, array in feeds.items())
         raise InvalidInput(f"inputs: expected the same number of rows in each, got {rows}")
 

@@ -8,7 +8,7 @@ import pytest
 
 SERVICES = Path(__file__).parents[2] / "services"
 MODULES = sorted(SERVICES.rglob("*.py"))
-# Whose business the process's environment is: the entry points, workers that Gunicorn calls, one switch of ONNX Runtime.
+# Whose business the environment is: the entry points, workers that Gunicorn calls, and one switch of ONNX Runtime.
 READS_ENVIRONMENT = (
     "inference_api/main.py",
     "inference_api/gunicorn_conf.py",

@@ -71,7 +71,9 @@ def test_a_header_can_not_pass_for_another_variable(connection: Connection, name
     assert {key: environ[key] for key in before} == before
 
 
-@pytest.mark.parametrize("field", ["Host: b", "Authorization: x\r\nAuthorization: y", "Content-Type: a\r\nContent-Type: b"])
+@pytest.mark.parametrize(
+    "field", ["Host: b", "Authorization: x\r\nAuthorization: y", "Content-Type: a\r\nContent-Type: b"]
+)
 def test_a_header_that_may_come_once_may_not_come_twice(connection: Connection, field: str) -> None:
     assert refusal_of(connection, head(*field.split("\r\n"))) == 400
 
@@ -137,7 +139,10 @@ def test_a_larger_body_is_left_to_the_application_to_refuse(connection: Connecti
 
 def with_body(body: bytes, framing: str) -> bytes:
     if framing == "chunked":
-        return head("Transfer-Encoding: chunked", first="POST /p HTTP/1.1") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        return head("Transfer-Encoding: chunked", first="POST /p HTTP/1.1") + b"%x\r\n%b\r\n0\r\n\r\n" % (
+            len(body),
+            body,
+        )
     return head(f"Content-Length: {len(body)}", first="POST /p HTTP/1.1") + body
 
 

@@ -8,7 +8,7 @@ import pytest
 from model_zoo import Zoo, edit_manifest
 
 from inference_core.errors import PackageRefused
-from inference_core.manifest import MAX_MANIFEST_BYTES, is_name, is_version, read_manifest, read_package
+from inference_core.manifest import MAX_MANIFEST_BYTES, is_name, is_version, read_manifest, read_package, verify_package
 
 MAX_BYTES = 1 << 20
 
@@ -125,8 +125,9 @@ def test_an_unsound_package_is_refused(spoil: Callable[[Path], None], said: str,
     """The reason names the file, what was expected and what is there."""
     folder = zoo.scale()
     spoil(folder)
-    with pytest.raises(PackageRefused, match=rf"^{said}|^manifest.json: .*{said}"):
-        read_package(folder, MAX_BYTES)
+    for check in (read_package, verify_package):
+        with pytest.raises(PackageRefused, match=rf"^{said}|^manifest.json: .*{said}"):
+            check(folder, MAX_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +174,10 @@ def test_the_model_is_bounded(zoo: Zoo) -> None:
     folder = zoo.scale()
     size = (folder / "model.onnx").stat().st_size
     assert len(read_package(folder, size).model) == size
-    with pytest.raises(PackageRefused, match=rf"^model.onnx: expected at most {size - 1} bytes, got {size}$"):
-        read_package(folder, size - 1)
+    verify_package(folder, size)
+    for check in (read_package, verify_package):
+        with pytest.raises(PackageRefused, match=rf"^model.onnx: expected at most {size - 1} bytes, got {size}$"):
+            check(folder, size - 1)
 
 
 def test_the_manifest_is_bounded(zoo: Zoo) -> None:

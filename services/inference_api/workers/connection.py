@@ -173,7 +173,7 @@ class Connection:
         length = environ.get("CONTENT_LENGTH")
         if self._parser.should_upgrade() and (length or "HTTP_TRANSFER_ENCODING" in environ):
             # llhttp takes what follows for the other protocol, so that the body would be lost.
-            raise Refusal(501, "header Upgrade: expected none on a request with a body, as no other protocol is offered")
+            raise Refusal(501, "header Upgrade: expected none on a request with a body: no other protocol is offered")
         if "HTTP_TRANSFER_ENCODING" in environ and environ.pop("HTTP_TRANSFER_ENCODING").lower() != "chunked":
             raise Refusal(501, "header Transfer-Encoding: expected chunked, got something else")
         if length is not None and int(length) > self._limits.max_body_bytes:

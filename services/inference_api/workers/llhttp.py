@@ -21,10 +21,12 @@ from inference_api.workers.connection import Connection, Environ, Limits, Refusa
 from inference_api.workers.response import Response, respond
 from inference_core.settings import read_settings
 
-READ_BYTES = 256 << 10
+READ_BYTES = 64 << 10
 TICK_SECONDS = 1.0
 ACCEPT_PAUSE_SECONDS = 0.1
 LINGER_SECONDS = 2.0
+# How much longer a worker waits before it accepts, for each connection that it has, so that others may go first.
+ACCEPT_DELAY_SECONDS, MAX_ACCEPT_DELAY_SECONDS = 50e-6, 1e-3
 MAX_ASIDE = 8
 CONTINUE = Response(b"HTTP/1.1 100 Continue\r\n\r\n", None, close=False)
 
@@ -66,7 +68,8 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
     def _turn(self) -> None:
         self._listen()
         arrivals = []
-        for fd, events in self._epoll.poll(0 if self._backlog else TICK_SECONDS):
+        events_of = self._epoll.poll(0 if self._backlog else TICK_SECONDS)
+        for fd, events in events_of:
             if connection := self._connections.get(fd):
                 self._on_event(connection, events)
             elif fd in self._listeners:
@@ -75,8 +78,8 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
                 self._wake_up()
         for _ in range(len(self._backlog)):
             self._serve_next(self._backlog.popleft())
-        for listener in arrivals:
-            self._accept(listener)
+        if arrivals:
+            self._accept_fairly(arrivals, idle=len(arrivals) == len(events_of))
 
     def _ended(self, now: float) -> bool:
         """Once a second: give a sign of life, look for connections that are late, and say whether all is drained."""
@@ -105,10 +108,20 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             return
         for listener in self.sockets:
             if wanted:
-                self._epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+                self._epoll.register(listener, select.EPOLLIN)
             else:
                 self._epoll.unregister(listener)
         self._listening = wanted
+
+    def _accept_fairly(self, listeners: list[socket.socket], *, idle: bool) -> None:
+        """Accept one connection from each, after those workers that have fewer: a kept-alive one stays where it is.
+
+        A worker that has served others before it comes here has waited already.
+        """
+        if idle and self.cfg.workers > 1:
+            time.sleep(min(len(self._connections) * ACCEPT_DELAY_SECONDS, MAX_ACCEPT_DELAY_SECONDS))
+        for listener in listeners:
+            self._accept(listener)
 
     def _accept(self, listener: socket.socket) -> None:
         try:
