@@ -99,7 +99,11 @@ class Server:
             return socket.create_connection(("127.0.0.1", self.port), timeout)
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(timeout)
-        client.connect(str(self._unix_socket))
+        try:
+            client.connect(str(self._unix_socket))
+        except OSError:
+            client.close()
+            raise
         return client
 
 

@@ -67,7 +67,10 @@ def on_starting(server: Any) -> None:
 
 
 def on_reload(server: Any) -> None:
-    prepare(read_settings(os.environ))
+    try:
+        prepare(read_settings(os.environ))
+    except TiercelError as error:
+        server.log.error("new models are not taken up: %s", error)
 
 
 def on_exit(server: Any) -> None:

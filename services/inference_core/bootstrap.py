@@ -1,8 +1,6 @@
 """Wires a process: settings in, everything that a prediction needs out. Tests pass their own parts."""
 
 import functools
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -25,12 +23,12 @@ class Services(msgspec.Struct, frozen=True):
     watchdog: Watchdog
 
 
-def bootstrap(settings: Settings, sleep: Callable[[float], None] = time.sleep) -> Services:
+def bootstrap(settings: Settings) -> Services:
     """Load and warm what is to be served, and start the threads of this process. Call it after the fork."""
     repository = _repository(settings)
     state = SharedState(Path(settings.state_dir))
     rollout = Rollout(
-        repository, state, settings.max_model_bytes, settings.load_timeout_seconds, settings.poll_seconds, sleep
+        repository, state, settings.max_model_bytes, settings.load_timeout_seconds, settings.poll_seconds
     )
     watchdog = Watchdog(settings.hang_grace_ms / 1000)
     rollout.start()

@@ -88,7 +88,7 @@ def _session_options(intra_op_threads: int) -> ort.SessionOptions:
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
     # The arena keeps what it once took, and one request for too much memory makes those after it fail until the process
-    # ends. Without it the shipped models are slower by a percent at most.
+    # ends. Without it the shipped models are slower by one or two percent.
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4  # failures are raised, and logged once, by us
     # PERF: a plan of memory per input shape pays for fixed shapes only; with batches of any size the plans pile up.

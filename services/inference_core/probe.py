@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from inference_core.errors import PackageRefused
@@ -20,11 +19,8 @@ MEMORY_BYTES = 4 << 30
 REASON_CHARS = 2000
 
 
-def try_package(folder: Path, max_bytes: int, timeout: float, sleep: Callable[[float], None]) -> None:
-    """Raise PackageRefused with the reason unless the package in `folder` loads and answers within `timeout` seconds.
-
-    `sleep` is what the caller waits with, so that a cooperative server goes on meanwhile.
-    """
+def try_package(folder: Path, max_bytes: int, timeout: float) -> None:
+    """Raise PackageRefused with the reason unless the package in `folder` loads and answers within `timeout` seconds."""
     command = [sys.executable, "-m", __name__, str(folder), str(max_bytes), str(timeout)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + timeout
@@ -32,7 +28,7 @@ def try_package(folder: Path, max_bytes: int, timeout: float, sleep: Callable[[f
             if time.monotonic() > deadline:
                 process.kill()
                 raise PackageRefused(f"model.onnx: expected to load within {timeout:g} s, got no end")
-            sleep(0.01)
+            time.sleep(0.01)
         reason = process.stdout.read().decode() if process.stdout else ""
     if process.returncode == REFUSED:
         raise PackageRefused(reason)

@@ -7,7 +7,6 @@ for it, and undone if any of them cannot follow. The requests of a worker go on 
 import contextlib
 import threading
 import time
-from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -54,8 +53,6 @@ def propose(repository: Repository, max_bytes: int) -> Desired:
 
 
 class Rollout:
-    """`sleep` is what a change waits with; a cooperative server passes its own, so that it serves on meanwhile."""
-
     def __init__(
         self,
         repository: Repository,
@@ -63,14 +60,12 @@ class Rollout:
         max_bytes: int,
         timeout: float,
         poll_seconds: float = 0,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._repository = repository
         self._state = state
         self._max_bytes = max_bytes
         self._timeout = timeout
         self._poll_seconds = poll_seconds
-        self._sleep = sleep
         self._member = state.join()
         self._stamp = (-1, -1)
         self._progress = Progress()
@@ -89,18 +84,18 @@ class Rollout:
 
     def load(self, name: str, version: str | None = None) -> None:
         """Serve `version` (None: what the repository chooses) of `name` in every worker, or change nothing."""
-        with self._state.exclusive(self._timeout, self._sleep):
+        with self._state.exclusive(self._timeout):
             before = self._state.read()
             version = version or self._repository.choose(name)
             folder = self._repository.folder(name, version)
             try:
-                try_package(folder, self._max_bytes, self._timeout, self._sleep)
+                try_package(folder, self._max_bytes, self._timeout)
             except PackageRefused as error:
                 self._refuse(before, name, version, str(error))
             self._change(before, name, version)
 
     def unload(self, name: str) -> None:
-        with self._state.exclusive(self._timeout, self._sleep):
+        with self._state.exclusive(self._timeout):
             before = self._state.read()
             if name not in before.models:
                 raise NotFound(f"model '{name}': expected one of {sorted(before.models)}")
@@ -161,7 +156,7 @@ class Rollout:
                 return
             if time.monotonic() > deadline:
                 raise Unavailable(f"model '{name}': a worker did not follow the change within {self._timeout:g} s")
-            self._sleep(AGREE_SECONDS)
+            time.sleep(AGREE_SECONDS)
 
     def _refuse(self, desired: Desired, name: str, version: str, reason: str) -> None:
         self._state.write(msgspec.structs.replace(desired, refused=desired.refused | {f"{name}/{version}": reason}))

@@ -11,7 +11,7 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,14 +62,14 @@ class SharedState:
         return (status.st_ino, status.st_mtime_ns)
 
     @contextmanager
-    def exclusive(self, timeout: float, sleep: Callable[[float], None]) -> Iterator[None]:
+    def exclusive(self, timeout: float) -> Iterator[None]:
         """Hold the right to change what is desired; Unavailable if another has it for longer than `timeout` seconds."""
         with self._lock.open("a") as file:
             deadline = time.monotonic() + timeout
             while not _try_lock(file.fileno()):
                 if time.monotonic() >= deadline:
                     raise Unavailable("model repository: another change is under way")
-                sleep(0.01)
+                time.sleep(0.01)
             yield
 
     def join(self) -> "Member":

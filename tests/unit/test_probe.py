@@ -11,7 +11,7 @@ MAX_BYTES = 1 << 20
 
 
 def try_it(folder: Path, seconds: float = 20) -> None:
-    try_package(folder, MAX_BYTES, seconds, time.sleep)
+    try_package(folder, MAX_BYTES, seconds)
 
 
 def test_a_sound_package_passes(zoo: Zoo) -> None:
