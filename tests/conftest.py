@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-
 from model_zoo import Zoo
 
 ROOT = Path(__file__).parent.parent

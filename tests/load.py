@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from servers import Server
 
@@ -27,7 +27,7 @@ class Load:
         self.outcomes: Counter[Any] = Counter()
         self.bodies: set[bytes] = set()
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

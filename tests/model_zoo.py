@@ -18,7 +18,8 @@ FLOAT, HALF, INT64, UINT8, BOOL, STRING, DOUBLE = (
     TensorProto.DOUBLE,
 )
 DATATYPES = {FLOAT: "FP32", HALF: "FP16", DOUBLE: "FP64", BOOL: "BOOL", STRING: "BYTES"} | {
-    getattr(TensorProto, name): name for name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
+    getattr(TensorProto, name): name
+    for name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
 }
 
 
@@ -31,7 +32,12 @@ class Zoo:
     def scale(self, name: str = "scale", version: int = 1, factor: float = 2.0, rows: int = 4) -> Path:
         """FP32 [-1, 3] times `factor`."""
         factors = numpy_helper.from_array(np.array([factor], np.float32), "factor")
-        model = _model([helper.make_node("Mul", ["x", "factor"], ["y"])], {"x": (FLOAT, [None, 3])}, {"y": (FLOAT, [None, 3])}, [factors])
+        model = _model(
+            [helper.make_node("Mul", ["x", "factor"], ["y"])],
+            {"x": (FLOAT, [None, 3])},
+            {"y": (FLOAT, [None, 3])},
+            [factors],
+        )
         return self.add(name, version, model, rows)
 
     def named(self) -> Path:
@@ -42,14 +48,18 @@ class Zoo:
             helper.make_node("ReduceSum", ["x", "axes"], ["total"], keepdims=0),
             helper.make_node("Greater", ["total", "zero"], ["positive"]),
         ]
-        model = _model(nodes, {"x": (FLOAT, [None, 3])}, {"total": (FLOAT, [None]), "positive": (BOOL, [None])}, [zero, axes])
+        model = _model(
+            nodes, {"x": (FLOAT, [None, 3])}, {"total": (FLOAT, [None]), "positive": (BOOL, [None])}, [zero, axes]
+        )
         return self.add("named", 1, model, 4, features=["width", "height", "depth"])
 
     def mixed(self) -> Path:
         """An INT64 [-1] and an FP32 [-1, 2] input; their copies out."""
         nodes = [helper.make_node("Identity", ["a"], ["a_out"]), helper.make_node("Identity", ["b"], ["b_out"])]
         model = _model(
-            nodes, {"a": (INT64, [None]), "b": (FLOAT, [None, 2])}, {"a_out": (INT64, [None]), "b_out": (FLOAT, [None, 2])}
+            nodes,
+            {"a": (INT64, [None]), "b": (FLOAT, [None, 2])},
+            {"a_out": (INT64, [None]), "b_out": (FLOAT, [None, 2])},
         )
         return self.add("mixed", 1, model, 4)
 
@@ -75,13 +85,19 @@ class Zoo:
         factor = TensorProto(name="factor", data_type=FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
         for key, value in (("location", location), ("offset", "0"), ("length", "4")):
             factor.external_data.add(key=key, value=value)
-        model = _model([helper.make_node("Mul", ["x", "factor"], ["y"])], {"x": (FLOAT, [None, 3])}, {"y": (FLOAT, [None, 3])}, [factor])
+        model = _model(
+            [helper.make_node("Mul", ["x", "factor"], ["y"])],
+            {"x": (FLOAT, [None, 3])},
+            {"y": (FLOAT, [None, 3])},
+            [factor],
+        )
         return self.add("external", 1, model, 4)
 
     def count(self) -> Path:
         """INT64 [1] n in; UINT8 [-1] out: n bytes 0, 1, 2 ... modulo 251. No batch dimension."""
         constants = [
-            numpy_helper.from_array(np.array(value, np.int64), name) for name, value in (("zero", 0), ("one", 1), ("m", 251))
+            numpy_helper.from_array(np.array(value, np.int64), name)
+            for name, value in (("zero", 0), ("one", 1), ("m", 251))
         ]
         nodes = [
             helper.make_node("Squeeze", ["n"], ["limit"]),
@@ -130,11 +146,13 @@ class Zoo:
     def gather(self) -> Path:
         """INT64 [-1] indices into a table of three: others are refused by the runtime, not by the signature."""
         table = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "table")
-        model = _model([helper.make_node("Gather", ["table", "i"], ["y"])], {"i": (INT64, [None])}, {"y": (FLOAT, [None])}, [table])
+        model = _model(
+            [helper.make_node("Gather", ["table", "i"], ["y"])], {"i": (INT64, [None])}, {"y": (FLOAT, [None])}, [table]
+        )
         return self.add("gather", 1, model, 4)
 
     def beyond(self) -> Path:
-        """INT64 [-1] indices, each moved three beyond the first of a table of three: refused by the runtime whatever they are."""
+        """INT64 [-1] indices, each moved beyond a table of three: refused by the runtime whatever they are."""
         table = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "table")
         three = numpy_helper.from_array(np.array([3], np.int64), "three")
         nodes = [helper.make_node("Add", ["i", "three"], ["j"]), helper.make_node("Gather", ["table", "j"], ["y"])]
@@ -164,7 +182,9 @@ class Zoo:
         edit_manifest(folder, model={"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)})
         return folder
 
-    def add(self, name: str, version: int, model: ModelProto, rows: int, features: list[str] | None = None, **more: Any) -> Path:
+    def add(
+        self, name: str, version: int, model: ModelProto, rows: int, features: list[str] | None = None, **more: Any
+    ) -> Path:
         """Write the package of `model`, whose manifest says what the graph says, but for `more`."""
         data = model.SerializeToString()
         inputs, outputs = ([_spec(value) for value in values] for values in (model.graph.input, model.graph.output))
@@ -196,7 +216,9 @@ def edit_manifest(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def _model(nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], constants: list[Any] | None = None) -> ModelProto:
+def _model(
+    nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], constants: list[Any] | None = None
+) -> ModelProto:
     def values(specs: dict[str, Any]) -> list[Any]:
         return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in specs.items()]
 

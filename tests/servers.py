@@ -8,11 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 WORKER_CLASSES = ["llhttp", "gthread"] if sys.version_info >= (3, 13) else ["meinheld", "llhttp", "gthread"]
 
@@ -28,7 +28,7 @@ class Server:
         self._environment = {f"TIERCEL_{name.upper()}": str(value) for name, value in (variables | settings).items()}
         self._log = models.parent / f"server-{self.port}.log"
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -73,7 +73,9 @@ class Server:
         """`body` as JSON, unless it is bytes."""
         return self.request("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode(), headers)
 
-    def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> "Answer":
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> "Answer":
         connection = self.http()
         try:
             fields = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
@@ -134,7 +136,9 @@ def read_answer(client: socket.socket) -> bytes:
     while b"\r\n\r\n" not in data:
         data += _some(client)
     head, _, body = data.partition(b"\r\n\r\n")
-    length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+    length = next(
+        int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
+    )
     while len(body) < length:
         body += _some(client)
     assert len(body) == length, "more came than the answer"

@@ -27,9 +27,7 @@ def bootstrap(settings: Settings) -> Services:
     """Load and warm what is to be served, and start the threads of this process. Call it after the fork."""
     repository = _repository(settings)
     state = SharedState(Path(settings.state_dir))
-    rollout = Rollout(
-        repository, state, settings.max_model_bytes, settings.load_timeout_seconds, settings.poll_seconds
-    )
+    rollout = Rollout(repository, state, settings.max_model_bytes, settings.load_timeout_seconds, settings.poll_seconds)
     watchdog = Watchdog(settings.hang_grace_ms / 1000)
     rollout.start()
     watchdog.start()

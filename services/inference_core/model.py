@@ -38,6 +38,8 @@ class Model:
             raise PackageRefused(f"model.onnx: ONNX Runtime refuses it: {_first_line(error)}") from None
         # PERF: it keeps the file's bytes in case it has to start again with another provider, and there is none.
         self._session._model_bytes = None  # noqa: SLF001
+        # PERF: its own run() does the same behind checks of names and types that requests have passed already.
+        self._run = self._session._sess.run  # noqa: SLF001
         _check_signature("input", self.manifest.inputs, self._session.get_inputs())
         _check_signature("output", self.manifest.outputs, self._session.get_outputs())
         self._output_names = [spec.name for spec in self.manifest.outputs]
@@ -45,7 +47,7 @@ class Model:
     def run(self, feeds: dict[str, Tensor], outputs: list[str] | None, options: ort.RunOptions) -> list[Tensor]:
         """The arrays of the wanted `outputs` (None: all, in the manifest's order) for one array per input."""
         try:
-            return self._session.run(outputs or self._output_names, feeds, options)  # type: ignore[no-any-return]
+            return self._run(outputs or self._output_names, feeds, options)  # type: ignore[no-any-return]
         except InvalidArgument as error:  # well-formed, but for instance an index beyond the end of a table
             raise InvalidInput(f"model {self.manifest.name}: refuses these values: {_first_line(error)}") from None
         except Exception as error:

@@ -18,7 +18,7 @@ class Predictor:
         self, model: Model, feeds: dict[str, Tensor], outputs: list[str] | None, call: InFlight
     ) -> list[Tensor]:
         """The wanted `outputs` (None: all) of `model`, or DeadlineExceeded once the deadline of `call` has passed."""
-        if not self._slot.acquire(timeout=max(0.0, call.remaining())):
+        if not self._slot.acquire(blocking=False) and not self._slot.acquire(timeout=max(0.0, call.remaining())):
             raise DeadlineExceeded(f"model {model.manifest.name}: its deadline passed while others were served")
         try:
             if call.remaining() <= 0:

@@ -20,7 +20,7 @@ REASON_CHARS = 2000
 
 
 def try_package(folder: Path, max_bytes: int, timeout: float) -> None:
-    """Raise PackageRefused with the reason unless the package in `folder` loads and answers within `timeout` seconds."""
+    """Raise PackageRefused with the reason unless the package in `folder` answers within `timeout` seconds."""
     command = [sys.executable, "-m", __name__, str(folder), str(max_bytes), str(timeout)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + timeout

@@ -2,7 +2,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from model_zoo import HALF, STRING, Zoo
 from servers import WORKER_CLASSES, Server, wait_until
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from servers import Server, read_answer
 
 SIZES = [0, 1, 1000, (64 << 10) - 1, 64 << 10, 200_000, 219_136, 1 << 20, 4 << 20, 16 << 20]
@@ -78,11 +77,12 @@ def test_head_has_the_headers_of_get_and_no_body(server: Server) -> None:
         while not answers.endswith(b'{"live":true}'):
             answers += client.recv(1 << 16)
     head, _, rest = answers.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200") and f"content-length: {length}".encode() in head.lower()
+    assert head.startswith(b"HTTP/1.1 200")
+    assert f"content-length: {length}".encode() in head.lower()
     assert rest.startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.parametrize("version, kept", [("1.1", True), ("1.0", False)])
+@pytest.mark.parametrize(("version", "kept"), [("1.1", True), ("1.0", False)])
 def test_a_connection_is_kept_as_its_http_version_has_it(server: Server, version: str, kept: bool) -> None:
     request = f"GET /v2/health/live HTTP/{version}\r\nHost: test\r\n\r\n".encode()
     with server.connect() as client:
@@ -102,7 +102,8 @@ def test_a_connection_ends_when_the_client_says_so(server: Server) -> None:
 def test_pipelined_requests_are_answered_in_order(server: Server, worker_class: str, count: int) -> None:
     if worker_class == "meinheld":  # it answers the first and closes; NGINX never pipelines
         answers = server.raw(count_request(1) * count, timeout=2)
-        assert answers.startswith(b"HTTP/1.1 200") and answers.count(b" 200 OK") == 1
+        assert answers.startswith(b"HTTP/1.1 200")
+        assert answers.count(b" 200 OK") == 1
         return
     with server.connect() as client:
         client.sendall(b"".join(count_request(i) for i in range(count)))

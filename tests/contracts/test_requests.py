@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from load import Load
 from servers import Server, read_all, read_answer, wait_until
 
@@ -54,7 +53,9 @@ def test_an_endless_chunked_body_is_refused(server: Server) -> None:
 
 
 def test_a_client_that_expects_100_continue_may_send_its_body(server: Server, worker_class: str) -> None:
-    if worker_class == "meinheld":  # it reads the body first, so the client waits out its patience; NGINX answers for it
+    if (
+        worker_class == "meinheld"
+    ):  # it reads the body first, so the client waits out its patience; NGINX answers for it
         return
     head = b"POST /v1/models/scale:predict HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
     with server.connect() as client:
@@ -93,7 +94,9 @@ MALFORMED: dict[str, tuple[bytes, set[str]]] = {
 @pytest.mark.parametrize("what", MALFORMED)
 def test_a_malformed_request_is_refused(server: Server, worker_class: str, what: str) -> None:
     head, takers = MALFORMED[what]
-    answer = server.raw(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\nConnection: close\r\n" + head + b"\r\n", timeout=2)
+    answer = server.raw(
+        b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\nConnection: close\r\n" + head + b"\r\n", timeout=2
+    )
     status = answer.split(b" ")[1].decode() if answer else "-"
     if worker_class in takers:
         assert answer.count(b"HTTP/1.") <= 1
@@ -119,7 +122,9 @@ def test_a_malformed_first_line_gets_no_success(server: Server, worker_class: st
     assert server.get("/v2/health/live").status == 200
 
 
-@pytest.mark.parametrize("line", [b"Upgrade: foo\r\nConnection: upgrade\r\n", b"Upgrade: h2c\r\nHTTP2-Settings: AA\r\n"])
+@pytest.mark.parametrize(
+    "line", [b"Upgrade: foo\r\nConnection: upgrade\r\n", b"Upgrade: h2c\r\nHTTP2-Settings: AA\r\n"]
+)
 def test_an_offer_to_change_protocols_is_declined(server: Server, worker_class: str, line: bytes) -> None:
     answer = server.raw(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n" + line + b"\r\n", timeout=1)
     if worker_class != "meinheld":
@@ -136,10 +141,12 @@ def test_a_hidden_second_request_is_not_answered(server: Server) -> None:
     hidden = b"GET /v2 HTTP/1.1\r\nHost: test\r\n\r\n"
     with server.connect(timeout=1) as client:
         client.sendall(
-            b"POST /v1/models/scale:predict HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%b" % (len(hidden), hidden)
+            b"POST /v1/models/scale:predict HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(hidden), hidden)
         )
         answer = read_all(client)
-    assert answer.count(b"HTTP/1.1 ") == 1 and answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 400")
 
 
 def test_a_url_that_is_too_long_is_refused(server: Server) -> None:

@@ -1,12 +1,10 @@
 """Models change while requests go on: in every worker or in none, and never at the cost of a request."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from load import Load
 from model_zoo import Zoo, edit_manifest
 from servers import Server, wait_until
@@ -66,7 +64,8 @@ def test_a_swap_from_good_to_bad_to_good_under_load_fails_no_request(repository:
             for _ in range(3):
                 assert load(server, version="3") == (200, "")
                 status, reason = load(server, version="2")
-                assert status == 400 and "SHA-256" in reason
+                assert status == 400
+                assert "SHA-256" in reason
                 assert load(server, version="1") == (200, "")
             done = load_.sent
             wait_until(lambda: load_.sent > done + 50, "some more requests")
@@ -76,7 +75,7 @@ def test_a_swap_from_good_to_bad_to_good_under_load_fails_no_request(repository:
 
 
 @pytest.mark.parametrize(
-    "spoil, reason",
+    ("spoil", "reason"),
     [
         (lambda folder: (folder / "model.onnx").write_bytes(b"x"), "expected"),
         (lambda folder: (folder / "model.onnx").unlink(), "bytes as in the manifest, got 0"),
@@ -101,11 +100,13 @@ def test_a_bad_package_is_refused_with_the_reason(
     with Server(repository.root, worker_class, workers=1) as server:
         spoil(repository.scale(version=2, factor=3))
         status, got = load(server, version="2")
-        assert status == 400 and reason in got
+        assert status == 400
+        assert reason in got
         assert versions(server) == {"1"}
         index = {entry["version"]: entry for entry in server.post("/v2/repository/index", {}).json()}
         assert index["1"]["state"] == "READY"
-        assert index["2"]["state"] == "UNAVAILABLE" and reason in index["2"]["reason"]
+        assert index["2"]["state"] == "UNAVAILABLE"
+        assert reason in index["2"]["reason"]
 
 
 def test_a_package_over_the_size_limit_is_refused(repository: Zoo, worker_class: str) -> None:
@@ -115,7 +116,8 @@ def test_a_package_over_the_size_limit_is_refused(repository: Zoo, worker_class:
         file.write(b"\0")
     with Server(repository.root, worker_class, workers=1, max_model_bytes=size) as server:
         status, reason = load(server, version="2")
-        assert status == 400 and f"expected at most {size} bytes, got {size + 1}" in reason
+        assert status == 400
+        assert f"expected at most {size} bytes, got {size + 1}" in reason
 
 
 def test_unloading_and_loading_again(repository: Zoo, worker_class: str) -> None:
@@ -135,13 +137,16 @@ def test_polling_picks_up_a_new_version(repository: Zoo, worker_class: str) -> N
         wait_until(lambda: versions(server) == {"2"}, "version 2 is served by every worker")
 
 
-def test_a_server_starts_without_a_sound_package_but_is_not_ready(repository: Zoo, worker_class: str, tmp_path: Path) -> None:
+def test_a_server_starts_without_a_sound_package_but_is_not_ready(
+    repository: Zoo, worker_class: str, tmp_path: Path
+) -> None:
     (repository.root / "scale/1/model.onnx").write_bytes(b"x")
     server = Server(repository.root, worker_class, workers=1)
     server.is_ready = lambda: server.process.poll() is None and _answers(server)  # type: ignore[method-assign]
     with server:
         answer = server.get("/v2/health/ready")
-        assert answer.status == 503 and "scale" in answer.json()["reasons"]
+        assert answer.status == 503
+        assert "scale" in answer.json()["reasons"]
         assert server.get("/v2/health/live").status == 200
 
 

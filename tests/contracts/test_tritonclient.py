@@ -4,11 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from tritonclient import http as triton
-from tritonclient.utils import InferenceServerException
-
 from model_zoo import HALF, STRING, Zoo
 from servers import Server
+from tritonclient import http as triton
+from tritonclient.utils import InferenceServerException
 
 VALUES = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 
@@ -36,9 +35,12 @@ def tensor(name: str, values: np.ndarray, datatype: str, binary: bool = True) ->
 
 
 def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
-    assert client.is_server_live() and client.is_server_ready()
-    assert client.is_model_ready("scale") and client.is_model_ready("scale", "1")
-    assert not client.is_model_ready("scale", "2") and not client.is_model_ready("none")
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("scale")
+    assert client.is_model_ready("scale", "1")
+    assert not client.is_model_ready("scale", "2")
+    assert not client.is_model_ready("none")
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
     metadata = client.get_model_metadata("scale")
     assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
@@ -49,7 +51,9 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
 
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
-def test_inference_with_binary_and_json_tensors(client: triton.InferenceServerClient, binary_in: bool, binary_out: bool) -> None:
+def test_inference_with_binary_and_json_tensors(
+    client: triton.InferenceServerClient, binary_in: bool, binary_out: bool
+) -> None:
     outputs = [triton.InferRequestedOutput("y", binary_data=binary_out)]
     result = client.infer("scale", [tensor("x", VALUES, "FP32", binary_in)], outputs=outputs, request_id="mine")
     np.testing.assert_array_equal(result.as_numpy("y"), VALUES * 2)
@@ -92,7 +96,8 @@ def test_the_repository(client: triton.InferenceServerClient, zoo: Zoo) -> None:
     zoo.scale(version=2, factor=3)
     index = client.get_model_repository_index()
     states = {(entry["name"], entry["version"]): entry["state"] for entry in index}
-    assert states["scale", "1"] == "READY" and states["scale", "2"] == "UNAVAILABLE"
+    assert states["scale", "1"] == "READY"
+    assert states["scale", "2"] == "UNAVAILABLE"
     client.load_model("scale")
     np.testing.assert_array_equal(client.infer("scale", [tensor("x", VALUES, "FP32")]).as_numpy("y"), VALUES * 3)
     client.load_model("scale", config='{"version_policy": {"specific": {"versions": [1]}}}')
@@ -102,7 +107,7 @@ def test_the_repository(client: triton.InferenceServerClient, zoo: Zoo) -> None:
 
 
 @pytest.mark.parametrize(
-    "model, name, values, datatype, reason",
+    ("model", "name", "values", "datatype", "reason"),
     [
         ("none", "x", VALUES, "FP32", "model 'none'"),
         ("scale", "z", VALUES, "FP32", "input 'z': expected 'x'"),

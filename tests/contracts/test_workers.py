@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from load import Load
 from servers import Server, read_answer, wait_until
 
@@ -17,6 +16,7 @@ ENDLESS = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1
 # A product of two matrices of this size takes seconds, and ONNX Runtime cannot stop in the middle of it. Filling them
 # takes some tenths of a second, after which it could: the deadline must lie behind that.
 HANG = {"inputs": [{"name": "n", "datatype": "INT64", "shape": [1], "data": [9000]}]}
+
 
 @pytest.fixture
 def start(models: Path, worker_class: str) -> Iterator[Callable[..., Server]]:
@@ -39,7 +39,7 @@ def test_a_killed_worker_is_replaced_and_the_server_lives_on(start: Callable[...
     for _ in range(3):
         victim = server.workers()[0]
         server.kill(victim)
-        wait_until(lambda: victim not in server.workers() and len(server.workers()) == 2, "the worker is replaced")
+        wait_until(lambda victim=victim: _replaced(server, victim), "the worker is replaced")
         wait_until(server.is_ready, "the server is ready again")
         for _ in range(10):
             assert server.post(PREDICT, INSTANCES).status == 200
@@ -71,7 +71,9 @@ def test_what_is_being_served_at_sigterm_is_answered(start: Callable[..., Server
     server = start(request_timeout_ms=1500)
     with server.connect() as client:
         body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}'
-        client.sendall(b"POST /v2/models/endless/infer HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        client.sendall(
+            b"POST /v2/models/endless/infer HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
         wait_until(lambda: any(_cpu_ticks(pid) > 20 for pid in server.workers()), "the inference runs")
         server.process.terminate()
         assert read_answer(client).startswith(b"HTTP/1.1 504")
@@ -105,7 +107,9 @@ def test_others_are_served_while_an_inference_hangs(start: Callable[..., Server]
     server = start(request_timeout_ms=1500, hang_grace_ms=300)
     with server.connect() as client:
         body = b'{"inputs":[{"name":"n","datatype":"INT64","shape":[1],"data":[9000]}]}'
-        client.sendall(b"POST /v2/models/hang/infer HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        client.sendall(
+            b"POST /v2/models/hang/infer HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
         wait_until(lambda: any(_cpu_ticks(pid) > 20 for pid in server.workers()), "the inference runs")
         statuses = [server.post(PREDICT, INSTANCES).status for _ in range(20)]
         assert read_answer(client).startswith(b"HTTP/1.1 504")
@@ -120,6 +124,11 @@ def test_workers_end_with_the_arbiter(start: Callable[..., Server]) -> None:
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "no worker is left behind")
+
+
+def _replaced(server: Server, victim: int) -> bool:
+    workers = server.workers()
+    return victim not in workers and len(workers) == 2
 
 
 def _cpu_ticks(pid: int) -> int:

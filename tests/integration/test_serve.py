@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from servers import free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +37,8 @@ def test_the_command_that_it_prints_classifies_a_real_photo(served: subprocess.P
     printed = next(line for line in served.stdout if line.strip().startswith("curl "))
     _, _, header, _, photo, url = shlex.split(printed)
     matched = re.fullmatch(r"http://([\d.]+:\d+)(/.*)", url)
-    assert matched and photo.startswith("@")
+    assert matched
+    assert photo.startswith("@")
     connection = http.client.HTTPConnection(matched[1], timeout=10)
     connection.request("POST", matched[2], (ROOT / photo[1:]).read_bytes(), dict([header.split(": ")]))
     predictions = json.loads(connection.getresponse().read())["predictions"]
@@ -50,14 +50,17 @@ def test_the_command_that_it_prints_classifies_a_real_photo(served: subprocess.P
     assert "redis-server" in names, "the private Redis runs"
     served.send_signal(signal.SIGINT)
     assert served.wait(20) == 0
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), "everything that it started has ended")
+    wait_until(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), "everything that it started has ended"
+    )
 
 
 def test_a_setting_that_does_not_fit_stops_it_with_its_name() -> None:
     environment = os.environ | {"TIERCEL_WORKERS": "many"}
     ended = subprocess.run(COMMAND, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("tiercel: TIERCEL_WORKERS: ") and "many" in ended.stderr
+    assert ended.stderr.startswith("tiercel: TIERCEL_WORKERS: ")
+    assert "many" in ended.stderr
 
 
 def test_oversubscription_stops_it_with_the_reason() -> None:
@@ -65,4 +68,5 @@ def test_oversubscription_stops_it_with_the_reason() -> None:
     environment["TIERCEL_BIND"] = f"127.0.0.1:{free_port()}"
     ended = subprocess.run(COMMAND, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False)
     assert ended.returncode == 1
-    assert "100 x 100 = 10000" in ended.stderr and "Traceback" not in ended.stderr
+    assert "100 x 100 = 10000" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -15,7 +15,7 @@ READS_ENVIRONMENT = (
     "inference_api/serve.py",
     "inference_api/workers/",
 )
-SETS_ENVIRONMENT = ("inference_core/model.py",)
+SETS_ENVIRONMENT = ("inference_core/model.py", "model_tools/__init__.py")
 CORE_MAY_NOT = {"falcon", "gunicorn", "meinheld", "httptools", "inference_api", "batch_worker", "model_tools"}
 API_MAY_NOT = {"model_tools", "batch_worker"}
 

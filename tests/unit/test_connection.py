@@ -34,12 +34,14 @@ def environ_of(connection: Connection, data: bytes) -> dict[str, Any]:
 def refusal_of(connection: Connection, data: bytes) -> int:
     connection.feed(data, NOW)
     request = connection.requests[-1]
-    assert request.refusal is not None and not request.keep_alive and connection.finished
+    assert request.refusal is not None
+    assert not request.keep_alive
+    assert connection.finished
     return request.refusal.status
 
 
 @pytest.mark.parametrize(
-    "target, path, query",
+    ("target", "path", "query"),
     [
         ("/a%2Fb?x=%31", "/a/b", "x=%31"),
         ("/%2561", "/%61", ""),
@@ -103,7 +105,7 @@ def test_a_header_without_end_is_refused_before_it_ends(connection: Connection) 
 
 
 @pytest.mark.parametrize(
-    "data, status",
+    ("data", "status"),
     [
         (b"GET /p HTTP/1.1\r\n\r\n", 400),
         (b"GET /p HTTP/2.0\r\nHost: a\r\n\r\n", 505),
@@ -134,7 +136,8 @@ def test_a_larger_body_is_left_to_the_application_to_refuse(connection: Connecti
     environ = environ_of(connection, with_body(b"x" * 11, framing))
     assert environ["CONTENT_LENGTH"] == "11"
     assert environ["wsgi.input"].read() == b""
-    assert connection.finished and not connection.requests[0].keep_alive
+    assert connection.finished
+    assert not connection.requests[0].keep_alive
 
 
 def with_body(body: bytes, framing: str) -> bytes:
@@ -161,7 +164,9 @@ def test_what_follows_a_refused_request_is_not_read(connection: Connection) -> N
 def test_an_upgrade_is_declined_and_ends_the_connection(connection: Connection, upgrade: str) -> None:
     connection.feed(head(f"Upgrade: {upgrade}", "Connection: upgrade") + b"other protocol", NOW)
     [request] = connection.requests
-    assert request.refusal is None and not request.keep_alive and connection.finished
+    assert request.refusal is None
+    assert not request.keep_alive
+    assert connection.finished
 
 
 def test_an_upgrade_with_a_body_is_refused_rather_than_served_without_it(connection: Connection) -> None:

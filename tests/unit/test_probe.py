@@ -1,4 +1,3 @@
-import time
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,8 @@ def try_it(folder: Path, seconds: float = 20) -> None:
 
 
 def test_a_sound_package_passes(zoo: Zoo) -> None:
-    """A package that loads and answers is no more than that; the caller may serve others meanwhile."""
-    waits: list[float] = []
-
-    def wait(seconds: float) -> None:
-        waits.append(seconds)
-        time.sleep(seconds)
-
-    try_package(zoo.scale(), MAX_BYTES, 20, wait)
-    assert waits
+    """A package that loads and answers is no reason to raise anything."""
+    try_it(zoo.scale())
 
 
 def test_an_unsound_package_is_refused_with_the_reason(zoo: Zoo) -> None:

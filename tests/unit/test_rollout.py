@@ -291,7 +291,7 @@ def test_one_change_waits_for_another(zoo: Zoo, workers: Workers) -> None:
     """While a change is under way another is Unavailable, once it has waited for its time."""
     zoo.scale()
     worker = workers.start(timeout=0.05)
-    with workers.state.exclusive(1, lambda seconds: None):
+    with workers.state.exclusive(1):
         assert "another change is under way" in refusal(lambda: worker.rollout.unload("scale"), Unavailable)
     assert worker.serves() == {"scale": "1"}
 

@@ -45,12 +45,14 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self._listening = False
         self._listen_from = 0.0
         self._next_tick = 0.0
+        # PERF: the clock is read once a turn; deadlines of connections need no more.
+        self._now = time.monotonic()
         self._drain_from: float | None = None
         for listener in self.sockets:
             listener.setblocking(False)
         self._epoll = select.epoll()
         self._epoll.register(self.PIPE[0], select.EPOLLIN)
-        while not self._ended(time.monotonic()):
+        while not self._ended(self._now):
             self._turn()
 
     def handle_quit(self, sig: int, frame: Any) -> None:
@@ -69,6 +71,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self._listen()
         arrivals = []
         events_of = self._epoll.poll(0 if self._backlog else TICK_SECONDS)
+        self._now = time.monotonic()
         for fd, events in events_of:
             if connection := self._connections.get(fd):
                 self._on_event(connection, events)
@@ -89,7 +92,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.notify()
         for connection in list(self._connections.values()):
             if now > connection.deadline:
-                self._on_late(connection, now)
+                self._on_late(connection)
         if self.ppid != os.getppid():
             self.alive = False
         if self.alive:
@@ -102,7 +105,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
     def _listen(self) -> None:
         """Take new connections, unless this worker is ending, full, or out of file descriptors."""
         wanted = self.alive and len(self._connections) < self.cfg.worker_connections
-        if self._listen_from and time.monotonic() < self._listen_from:
+        if self._now < self._listen_from:
             wanted = False
         if wanted == self._listening:
             return
@@ -130,12 +133,12 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             return
         except OSError as error:  # out of file descriptors or memory: those who are connected come first
             self.log.warning("cannot accept connections: %s", error)
-            self._listen_from = time.monotonic() + ACCEPT_PAUSE_SECONDS
+            self._listen_from = self._now + ACCEPT_PAUSE_SECONDS
             return
         client.setblocking(False)
         if client.family != socket.AF_UNIX:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Connection(client, base_environ(listener, client, peer), self._limits, time.monotonic())
+        connection = Connection(client, base_environ(listener, client, peer), self._limits, self._now)
         self._connections[connection.fd] = connection
         self._want(connection, select.EPOLLIN)
         self._read(connection)
@@ -146,12 +149,12 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         else:  # readable, closed or broken: reading tells
             self._read(connection)
 
-    def _on_late(self, connection: Connection, now: float) -> None:
+    def _on_late(self, connection: Connection) -> None:
         if not connection.reading:
             self._close(connection)
             return
         connection.refuse(Refusal(408, "the request took too long to arrive"))
-        connection.deadline = now + self._limits.write_seconds
+        connection.deadline = self._now + self._limits.write_seconds
         self._serve_next(connection)
 
     # One connection.
@@ -166,7 +169,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         if not data:
             self._close(connection)
         elif not connection.finished:
-            connection.feed(data, time.monotonic())
+            connection.feed(data, self._now)
             if connection.requests:
                 self._serve_next(connection)
             elif connection.continues:
@@ -207,20 +210,19 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             connection.out = b""
         if connection.out or connection.rest:
             connection.busy = True
-            connection.deadline = time.monotonic() + self._limits.write_seconds
+            connection.deadline = self._now + self._limits.write_seconds
             self._want(connection, select.EPOLLOUT)
         else:
             self._after_answer(connection)
 
     def _after_answer(self, connection: Connection) -> None:
         connection.busy = False
-        now = time.monotonic()
         if connection.closes and not connection.finished:
             self._close(connection)
         elif connection.closes:
             # Closing on a client that is still sending would reset the connection before it has read our answer.
             connection.socket.shutdown(socket.SHUT_WR)
-            connection.deadline = now + LINGER_SECONDS
+            connection.deadline = self._now + LINGER_SECONDS
             self._want(connection, select.EPOLLIN)
         elif connection.requests:
             connection.busy = True
@@ -228,7 +230,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             self._backlog.append(connection)
         else:
             if not connection.reading:
-                connection.deadline = now + self._limits.keepalive_seconds
+                connection.deadline = self._now + self._limits.keepalive_seconds
             self._want(connection, select.EPOLLIN)
 
     def _want(self, connection: Connection, events: int) -> None:

@@ -38,8 +38,17 @@ def respond(app: WsgiApp, request: Request, keep_alive: bool) -> Response:
     environ = request.environ
     if request.refusal:
         return _own(environ, request.refusal.status, request.refusal.detail)
+    started: list[Any] = []
+
+    def start_response(status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], None]:
+        started[:] = (status, headers)
+        return _no_write
+
     try:
-        return _call(app, environ, keep_alive)
+        result = app(environ, start_response)
+        if isinstance(result, list):  # what Falcon returns unless it streams
+            return _whole(environ, started[0], started[1], b"".join(result), keep_alive)
+        return _streamed(environ, started, result, keep_alive)
     except Exception as error:
         log.error("the application failed", path=environ["PATH_INFO"], exc_info=error)
         return _own(environ, 500, "an error of the server")
@@ -51,24 +60,10 @@ def check_headers(fields: str, count: int) -> None:
         raise ValueError("a response header contains a control character")
 
 
-def _call(app: WsgiApp, environ: Environ, keep_alive: bool) -> Response:
-    started: list[Any] = []
-
-    def start_response(status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], None]:
-        started[:] = (status, headers)
-        return _no_write
-
-    result = app(environ, start_response)
-    if isinstance(result, list):  # what Falcon returns unless it streams
-        return _whole(environ, started[0], started[1], b"".join(result), keep_alive)
-    return _streamed(environ, started, result, keep_alive)
-
-
 def _whole(environ: Environ, status: str, headers: Headers, body: bytes, keep_alive: bool) -> Response:
     if status.startswith(BODILESS):
         return Response(_head(status, _without_length(headers), "", keep_alive), None, not keep_alive)
-    length = "" if _has_length(headers) else f"Content-Length: {len(body)}\r\n"
-    head = _head(status, headers, length, keep_alive)
+    head = _head(status, headers, "" if _has_length(headers) else f"Content-Length: {len(body)}\r\n", keep_alive)
     if environ["REQUEST_METHOD"] == "HEAD":
         return Response(head, None, not keep_alive)
     if len(body) > JOINED_BYTES:
