@@ -34,7 +34,7 @@ clean: ## remove what the other targets made
 	rm -rf .venv .venv-models .redis .uv .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.%: pyproject.toml uv.lock | $(UV)
-	$(SYNC) || $(FALLBACK)
+	@$(SYNC) || $(FALLBACK)
 	@touch $@
 
 # Nothing where the system has a redis-server.
@@ -47,4 +47,4 @@ clean: ## remove what the other targets made
 	@touch $@
 
 .uv/bin/uv:
-	python3 -m venv .uv && .uv/bin/pip install --quiet uv==0.13.9
+	rm -rf .uv && python3 -m venv .uv && .uv/bin/pip install --quiet uv==0.13.9 || python3 -m pip install --quiet --target .uv uv==0.13.9
