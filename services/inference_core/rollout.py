@@ -17,7 +17,8 @@ from inference_core.probe import try_package
 from inference_core.repository import Repository
 from inference_core.shared_state import Desired, Progress, SharedState
 
-FOLLOW_SECONDS = 0.1
+# PERF: each look interrupts a request.
+FOLLOW_SECONDS = 0.2
 AGREE_SECONDS = 0.01
 
 log = structlog.get_logger()

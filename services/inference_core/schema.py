@@ -153,7 +153,7 @@ def _binary_size(given: RequestInput, available: int) -> int:
 
 
 def _wanted_outputs(request: InferRequest, manifest: Manifest) -> list[tuple[TensorSpec, bool]]:
-    default = _parameter(request.parameters, "binary_data_output", bool, False)
+    default = _parameter(request.parameters, "binary_data_output", bool, False) if request.parameters else False
     if not request.outputs:
         return [(spec, default) for spec in manifest.outputs]
     wanted = []

@@ -19,7 +19,8 @@ import structlog
 from inference_core.errors import DeadlineExceeded
 from inference_core.model import RunOptions
 
-TICK_SECONDS = 0.02
+# How long at least, and at most, between two looks.
+TICK_SECONDS, LOOK_SECONDS = 0.01, 0.25
 EXIT_STATUS = 70  # EX_SOFTWARE of sysexits(3)
 
 log = structlog.get_logger()
@@ -42,6 +43,7 @@ class InFlight:
     def shorten(self, seconds: float) -> None:
         """Bring the deadline forward to `seconds` from now, if that is earlier."""
         self.deadline = min(self.deadline, time.monotonic() + seconds)
+        self._watchdog.look_by(self.deadline)
 
     def remaining(self) -> float:
         return self.deadline - time.monotonic()
@@ -53,6 +55,7 @@ class InFlight:
 
     def __enter__(self) -> Self:
         self._watchdog.in_flight.add(self)
+        self._watchdog.look_by(self.deadline)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -64,6 +67,8 @@ class Watchdog:
         self.in_flight: set[InFlight] = set()
         self._grace = grace
         self._end_process = end_process
+        self._next_look = 0.0
+        self._sooner = threading.Event()
 
     def start(self) -> None:
         threading.Thread(target=self._watch_for_ever, name="watchdog", daemon=True).start()
@@ -71,6 +76,11 @@ class Watchdog:
     def watch(self, deadline: float, abandon: Callable[[bool], None]) -> InFlight:
         """A context manager round the work that must end by `deadline`."""
         return InFlight(self, deadline, abandon)
+
+    def look_by(self, deadline: float) -> None:
+        """Have the thread look again by `deadline`. PERF: it wakes up seldom, as that interrupts a request."""
+        if deadline < self._next_look:
+            self._sooner.set()
 
     def check(self, now: float) -> None:
         calls = list(self.in_flight)
@@ -93,5 +103,10 @@ class Watchdog:
 
     def _watch_for_ever(self) -> None:
         while True:
-            time.sleep(TICK_SECONDS)
-            self.check(time.monotonic())
+            now = time.monotonic()
+            self.check(now)
+            self._sooner.clear()
+            self._next_look = now + LOOK_SECONDS
+            # NOTE: in this order, whoever is not in the list yet will find the new time of the next look.
+            earliest = min([call.deadline for call in list(self.in_flight)], default=self._next_look)
+            self._sooner.wait(min(max(earliest - now, TICK_SECONDS), LOOK_SECONDS))

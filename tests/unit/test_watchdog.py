@@ -114,7 +114,8 @@ def test_decoding_is_over_at_the_deadline(watchdog: Watchdog) -> None:
 def test_the_watchdog_looks_by_itself(watchdog: Watchdog, ends: Ends) -> None:
     """Once started it needs nobody to call it."""
     watchdog.start()
-    call = far(watchdog, 0)
-    with call:
-        wait_until(lambda: call.options.terminate, "the call is told to stop")
+    with far(watchdog, 0.3) as first, far(watchdog, 1000) as last:
+        wait_until(lambda: first.options.terminate, "the call is told to stop")
+        last.shorten(0.05)
+        wait_until(lambda: last.options.terminate, "the call is told to stop once its time was cut")
     assert ends.statuses == []
