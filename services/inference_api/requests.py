@@ -47,7 +47,7 @@ def read_json_body(req: falcon.Request, services: Services) -> bytes:
 
 def media_type(req: falcon.Request) -> str:
     kind: str = req.env.get("CONTENT_TYPE", "")
-    return kind.partition(";")[0].strip().lower()
+    return kind if kind == "application/json" else kind.partition(";")[0].strip().lower()
 
 
 def whole_number(what: str, given: str, least: int, most: int | None = None) -> int:

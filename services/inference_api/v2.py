@@ -184,9 +184,7 @@ class InferResource(Resource):
             wanted = [spec.name for spec, _ in call.outputs]
             arrays = self._services.predictor.predict(served, call.feeds, wanted, in_flight)
         resp.data, answer_json_size = schema.encode_response(call, served.manifest, arrays)
-        if answer_json_size is None:
-            resp.content_type = falcon.MEDIA_JSON
-        else:
+        if answer_json_size is not None:  # else JSON, as Falcon takes it to be
             resp.content_type = BINARY
             resp.set_header(JSON_SIZE, str(answer_json_size))
 

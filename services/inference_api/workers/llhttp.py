@@ -33,6 +33,11 @@ CONTINUE = Response(b"HTTP/1.1 100 Continue\r\n\r\n", None, close=False)
 
 class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
     def run(self) -> None:
+        self._prepare()
+        while not self._ended(self._now):
+            self._turn()
+
+    def _prepare(self) -> None:
         settings = read_settings(os.environ)
         self._limits = Limits(settings.max_body_bytes, self.cfg.keepalive)
         self._drain_seconds = settings.drain_seconds
@@ -52,8 +57,6 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             listener.setblocking(False)
         self._epoll = select.epoll()
         self._epoll.register(self.PIPE[0], select.EPOLLIN)
-        while not self._ended(self._now):
-            self._turn()
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """SIGQUIT and SIGINT: end now."""
@@ -80,7 +83,9 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             elif fd == self.PIPE[0]:
                 self._wake_up()
         for _ in range(len(self._backlog)):
-            self._serve_next(self._backlog.popleft())
+            connection = self._backlog.popleft()
+            if self._connections.get(connection.fd) is connection:  # else it was late, and closed
+                self._serve_next(connection)
         if arrivals:
             self._accept_fairly(arrivals, idle=len(arrivals) == len(events_of))
 
@@ -150,7 +155,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             self._read(connection)
 
     def _on_late(self, connection: Connection) -> None:
-        if not connection.reading:
+        if connection.busy or not connection.reading:
             self._close(connection)
             return
         connection.refuse(Refusal(408, "the request took too long to arrive"))
@@ -169,12 +174,20 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         if not data:
             self._close(connection)
         elif not connection.finished:
+            self._take(connection, data)
+
+    def _take(self, connection: Connection, data: bytes) -> None:
+        try:
             connection.feed(data, self._now)
-            if connection.requests:
-                self._serve_next(connection)
-            elif connection.continues:
-                connection.continues = False
-                self._send(connection, CONTINUE)
+        except Exception:  # a fault of ours, which is to cost its finder's connection and no other
+            self.log.exception("a request could not be parsed")
+            self._close(connection)
+            return
+        if connection.requests:
+            self._serve_next(connection)
+        elif connection.continues:
+            connection.continues = False
+            self._send(connection, CONTINUE)
 
     def _serve_next(self, connection: Connection) -> None:
         request = connection.requests.popleft()
@@ -221,9 +234,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             self._close(connection)
         elif connection.closes:
             # Closing on a client that is still sending would reset the connection before it has read our answer.
-            connection.socket.shutdown(socket.SHUT_WR)
-            connection.deadline = self._now + LINGER_SECONDS
-            self._want(connection, select.EPOLLIN)
+            self._linger(connection)
         elif connection.requests:
             connection.busy = True
             self._want(connection, 0)
@@ -232,6 +243,16 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             if not connection.reading:
                 connection.deadline = self._now + self._limits.keepalive_seconds
             self._want(connection, select.EPOLLIN)
+
+    def _linger(self, connection: Connection) -> None:
+        """Let the client know that no more comes, and wait a little for it to go."""
+        try:
+            connection.socket.shutdown(socket.SHUT_WR)
+        except OSError:  # it has gone already
+            self._close(connection)
+            return
+        connection.deadline = self._now + LINGER_SECONDS
+        self._want(connection, select.EPOLLIN)
 
     def _want(self, connection: Connection, events: int) -> None:
         if events == connection.events:

@@ -108,8 +108,11 @@ def _chunked(chunks: Iterator[bytes], result: Iterable[bytes]) -> Iterator[bytes
 
 
 def _closing(chunks: Iterator[bytes], result: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks but for empty ones, which mean the end to who reads them; `result` is closed after the last."""
     try:
-        yield from chunks
+        for chunk in chunks:
+            if chunk:
+                yield chunk
     finally:
         _close(result)
 
@@ -120,7 +123,7 @@ def _close(result: Iterable[bytes]) -> None:
 
 
 def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""  # an empty one would end the body
 
 
 def _has_length(headers: Headers) -> bool:

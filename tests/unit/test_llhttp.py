@@ -1,0 +1,210 @@
+"""The llhttp worker's loop, turn by turn, over real sockets; tests/contracts has it as a server."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from servers import read_answer
+
+from inference_api.workers.connection import Connection
+from inference_api.workers.llhttp import LlhttpWorker
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+class Log:
+    """Remembers what was logged as an exception."""
+
+    def __init__(self) -> None:
+        self.exceptions: list[str] = []
+
+    def exception(self, text: str) -> None:
+        self.exceptions.append(text)
+
+
+class Loop:
+    """A worker with `app`, whose clock stands still unless a test moves it."""
+
+    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.worker = LlhttpWorker.__new__(LlhttpWorker)
+        self.worker.sockets = [self.listener]
+        self.worker.cfg = SimpleNamespace(keepalive=75, worker_connections=100, workers=1, graceful_timeout=30)
+        self.worker.PIPE = os.pipe()
+        os.set_blocking(self.worker.PIPE[0], False)
+        self.worker.log = Log()
+        self.worker.alive = True
+        self.worker.ppid = os.getppid()
+        self.worker.notify = lambda: None
+        self.worker.wsgi = app
+        self.worker._prepare()
+
+    def turn(self, count: int = 5) -> None:
+        for _ in range(count):
+            os.write(self.worker.PIPE[1], b".")  # so that no turn waits
+            self.worker._turn()
+
+    def late(self) -> None:
+        """Look at the connections as if all their time had passed."""
+        for connection in self.worker._connections.values():
+            connection.deadline = 0
+        self.worker._ended(self.worker._now)
+
+    def connect(self, data: bytes) -> socket.socket:
+        client = socket.create_connection(self.listener.getsockname(), 5)
+        client.sendall(data)
+        return client
+
+    @property
+    def connections(self) -> int:
+        return len(self.worker._connections)
+
+
+@pytest.fixture
+def loop() -> Iterator[Callable[[Callable[..., Iterable[bytes]]], Loop]]:
+    loops: list[Loop] = []
+
+    def make(app: Callable[..., Iterable[bytes]]) -> Loop:
+        loops.append(Loop(app))
+        return loops[-1]
+
+    yield make
+    for made in loops:
+        for connection in list(made.worker._connections.values()):
+            made.worker._close(connection)
+        made.worker._epoll.close()
+        made.listener.close()
+        for fd in made.worker.PIPE:
+            os.close(fd)
+
+
+def app_of(*chunks: bytes) -> Callable[..., Iterable[bytes]]:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        return iter(chunks) if len(chunks) > 1 else list(chunks)
+
+    return app
+
+
+def received(client: socket.socket) -> bytes:
+    client.setblocking(False)
+    data = b""
+    try:
+        while part := client.recv(1 << 16):
+            data += part
+    except BlockingIOError:
+        pass
+    client.setblocking(True)
+    return data
+
+
+def test_an_empty_chunk_in_the_middle_of_a_stream_is_not_its_end(loop: Any) -> None:
+    made = loop(app_of(b"first", b"", b"last"))
+    with made.connect(REQUEST) as client:
+        made.turn(10)
+        assert received(client).endswith(b"5\r\nfirst\r\n4\r\nlast\r\n0\r\n\r\n")
+
+
+def test_a_stream_that_fails_half_way_ends_the_connection_unfinished(loop: Any) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [])
+
+        def chunks() -> Iterator[bytes]:
+            yield b"first"
+            raise RuntimeError
+
+        return chunks()
+
+    made = loop(app)
+    with made.connect(REQUEST) as client:
+        made.turn(10)
+        assert not received(client).endswith(b"0\r\n\r\n")
+    assert made.connections == 0
+    assert len(made.worker.log.exceptions) == 1
+
+
+def test_a_client_that_reads_too_slowly_is_dropped_rather_than_sent_another_answer(loop: Any) -> None:
+    """Also when it has begun to send another request meanwhile."""
+    made = loop(app_of(b"x" * (32 << 20)))
+    with made.connect(REQUEST + b"GET / HT") as client:
+        made.turn()
+        assert made.connections == 1
+        made.late()
+        assert made.connections == 0
+        assert b"408" not in received(client)
+
+
+def test_a_request_that_is_late_gets_408(loop: Any) -> None:
+    made = loop(app_of(b""))
+    with made.connect(b"GET / HT") as client:
+        made.turn()
+        made.late()
+        assert read_answer(client).startswith(b"HTTP/1.1 408")
+
+
+def test_a_connection_that_is_late_while_its_requests_wait_is_forgotten(loop: Any) -> None:
+    made = loop(app_of(b"body"))
+    with made.connect(REQUEST * 10):
+        made.turn(2)
+        assert made.connections == 1
+        made.late()
+        made.turn(20)
+        assert made.connections == 0
+
+
+def test_a_client_that_has_gone_when_it_was_refused_harms_nobody(loop: Any) -> None:
+    made = loop(app_of(b"body"))
+    for _ in range(20):
+        client = made.connect(b"nonsense\r\n\r\n")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()  # with a reset
+        made.turn()
+    made.late()
+    assert made.connections == 0
+
+
+def test_an_idle_connection_is_kept_for_its_time_and_then_closed(loop: Any) -> None:
+    made = loop(app_of(b"body"))
+    with made.connect(REQUEST) as client:
+        made.turn()
+        assert read_answer(client).endswith(b"body")
+        [connection] = made.worker._connections.values()
+        assert connection.deadline == pytest.approx(time.monotonic() + 75, abs=5)
+        made.late()
+        assert client.recv(1) == b""
+
+
+def test_no_more_connections_are_taken_than_there_is_room_for(loop: Any) -> None:
+    """Those beyond wait, and come in as soon as one has gone."""
+    made = loop(app_of(b"body"))
+    made.worker.cfg.worker_connections = 3
+    clients = [made.connect(REQUEST) for _ in range(4)]
+    made.turn(20)
+    assert made.connections == 3
+    assert received(clients[3]) == b""
+    clients[0].close()
+    made.turn(20)
+    assert received(clients[3]).endswith(b"body")
+    for client in clients:
+        client.close()
+
+
+def test_a_fault_in_parsing_costs_its_connection_only(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = loop(app_of(b"body"))
+
+    def fail(self: Connection, data: bytes, now: float) -> None:
+        raise RuntimeError
+
+    with made.connect(b"") as other:
+        with monkeypatch.context() as patch, made.connect(REQUEST) as client:
+            patch.setattr(Connection, "feed", fail)
+            made.turn()
+            assert client.recv(1) == b""
+        other.sendall(REQUEST)
+        made.turn()
+        assert received(other).endswith(b"body")
+    assert len(made.worker.log.exceptions) == 1
