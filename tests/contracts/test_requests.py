@@ -136,6 +136,15 @@ def test_an_offer_to_change_protocols_is_declined(models: Path, worker_class: st
         assert server.get("/v2/health/live").status == 200
 
 
+def test_a_method_that_is_not_known_is_not_taken_for_another(server: Server, worker_class: str) -> None:
+    """The fault of meinheld that a client can reach through NGINX, and why it is not the default."""
+    status = server.request("PURGE", "/v2/health/live").status
+    if worker_class == "meinheld":
+        assert status == 200
+    else:
+        assert status in (400, 405, 501)
+
+
 def test_a_hidden_second_request_is_not_answered(server: Server) -> None:
     """A body that looks like a request is a body."""
     hidden = b"GET /v2 HTTP/1.1\r\nHost: test\r\n\r\n"
