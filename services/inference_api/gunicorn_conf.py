@@ -1,5 +1,6 @@
 """Gunicorn's configuration: `gunicorn -c python:inference_api.gunicorn_conf`. All of it comes from the settings."""
 
+import atexit
 import gc
 import os
 import shutil
@@ -24,6 +25,8 @@ WORKER_CLASSES = {
 try:
     _settings = read_settings(os.environ)
     _plan = make_plan(_settings, granted_cpus())
+    if not Path(_settings.models_dir).is_dir():
+        raise SettingsError(f"TIERCEL_MODELS_DIR: expected a folder, got {_settings.models_dir!r}")
 except SettingsError as error:
     sys.exit(f"tiercel: {error}")
 
@@ -38,7 +41,7 @@ workers = _plan.workers
 threads = 4
 worker_connections = 1000
 # The heartbeat; a hung inference is ended earlier, by inference_core.watchdog.
-timeout = 30
+timeout = max(30, (_settings.request_timeout_ms + _settings.hang_grace_ms) // 1000 + 10)
 graceful_timeout = int(_settings.drain_seconds) + 10
 # Longer than NGINX keeps an idle connection to us, so that it is never us who closes one that it is about to use.
 keepalive = 75
@@ -56,7 +59,7 @@ def on_starting(server: Any) -> None:
     configure_logging(_settings.log_level)
     server.log.info("thread plan: %s, worker class %s", _plan, _settings.worker_class)
     if not _settings.state_dir:
-        os.environ["TIERCEL_STATE_DIR"] = server.tiercel_state_dir = tempfile.mkdtemp(prefix="tiercel-")
+        os.environ["TIERCEL_STATE_DIR"] = _private_folder()
     try:
         prepare(read_settings(os.environ))
     except (TiercelError, OSError) as error:
@@ -69,10 +72,17 @@ def on_starting(server: Any) -> None:
 def on_reload(server: Any) -> None:
     try:
         prepare(read_settings(os.environ))
-    except TiercelError as error:
+    except (TiercelError, OSError) as error:
         server.log.error("new models are not taken up: %s", error)
 
 
-def on_exit(server: Any) -> None:
-    if hasattr(server, "tiercel_state_dir"):
-        shutil.rmtree(Path(server.tiercel_state_dir), ignore_errors=True)
+def _private_folder() -> str:
+    """A folder that nobody sweeps, and that ends with this process, not with a worker that inherits the duty."""
+    folder, owner = tempfile.mkdtemp(prefix="tiercel-", dir=worker_tmp_dir), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder

@@ -63,6 +63,9 @@ def describe(routes: list[tuple[str, Any]]) -> dict[str, Any]:
         types += [kind for kind in (resource.operation.request, resource.operation.response) if kind is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=REF)
     by_type = dict(zip(map(str, types), schemas, strict=True))
+    for component in components.values():
+        if "description" in component:  # a docstring, with the line breaks of its source
+            component["description"] = " ".join(component["description"].split())
     return {
         "openapi": "3.1.0",
         "info": {

@@ -5,6 +5,7 @@ import http.client
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ STOP_SECONDS = 20
 def main() -> int:
     try:
         bind = read_settings(os.environ).bind
+        _check_free(bind)
     except SettingsError as error:
         return f"tiercel: {error}"  # type: ignore[return-value]  # sys.exit prints a string and exits with 1
     with tempfile.TemporaryDirectory(prefix="tiercel-") as folder, _redis(Path(folder) / "redis.sock"):
@@ -33,6 +35,18 @@ def main() -> int:
                 sys.stdout.write(_welcome(bind))
                 sys.stdout.flush()
             return server.wait()
+
+
+def _check_free(bind: str) -> None:
+    """Whoever has the address already would otherwise be taken for the server that is about to start."""
+    host, _, port = bind.rpartition(":")
+    if host == "unix":
+        return
+    try:
+        socket.create_server((host, int(port))).close()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise SettingsError(f"TIERCEL_BIND: {bind}: {reason}; another is TIERCEL_BIND={host}:8001") from None
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import falcon
 import msgspec
 
 from inference_api.openapi import TIMED_ERRORS, Operation
-from inference_api.requests import media_type, read_body, read_json_body, watch, whole_number
+from inference_api.requests import UNSPECIFIED, media_type, read_body, read_json_body, watch, whole_number
 from inference_api.v2 import Resource, send
 from inference_core import instances
 from inference_core.errors import UnsupportedMedia
@@ -17,6 +17,8 @@ from inference_core.model import Model
 from inference_core.watchdog import InFlight
 
 DEFAULT_TOP_K = 5
+# How JPEG, PNG and WEBP files begin, and no JSON does.
+PHOTOS = (b"\xff\xd8", b"\x89PNG", b"RIFF")
 
 
 class ModelSummary(msgspec.Struct):
@@ -90,6 +92,7 @@ class PredictResource(Resource):
             if image:
                 predictions = self._predict_photo(body, served, image, top_k, in_flight)
             else:
+                _check_no_photo(body, served.manifest)
                 predictions = self._predict_instances(body, served, top_k, in_flight)
         identity = ModelIdentity(served.manifest.name, served.manifest.version, served.digest)
         send(resp, PredictResponse(predictions, identity))
@@ -112,14 +115,24 @@ class PredictResource(Resource):
 
 
 def _image_input(req: falcon.Request, manifest: Manifest) -> ImageInput | None:
-    """How to read the body if it is a photo; UnsupportedMedia if it is one that `manifest` does not take."""
+    """How to read the body if it is a photo; UnsupportedMedia if it is something that `manifest` does not take."""
     kind = media_type(req)
-    if not kind.startswith("image/"):
+    if kind == "application/json" or kind in UNSPECIFIED:
         return None
     if manifest.image is None or kind not in MEDIA_TYPES:
-        expected = " or ".join(("application/json", *(MEDIA_TYPES if manifest.image else ())))
-        raise UnsupportedMedia(f"Content-Type: model {manifest.name} expects {expected}, got {kind}")
+        raise _unsupported(manifest, kind)
     return manifest.image
+
+
+def _check_no_photo(body: bytes, manifest: Manifest) -> None:
+    """A photo that is sent without its media type, as curl does unless told, is no malformed JSON."""
+    if body.startswith(PHOTOS):
+        raise _unsupported(manifest, "what looks like a photo without saying so")
+
+
+def _unsupported(manifest: Manifest, got: str) -> UnsupportedMedia:
+    expected = " or ".join(("application/json", *(MEDIA_TYPES if manifest.image else ())))
+    return UnsupportedMedia(f"Content-Type: model {manifest.name} expects {expected}, got {got}")
 
 
 def _top_k(req: falcon.Request, manifest: Manifest) -> int:

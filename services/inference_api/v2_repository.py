@@ -19,7 +19,7 @@ from inference_core.rollout import VersionState
 T = TypeVar("T")
 
 
-class IndexRequest(msgspec.Struct):
+class IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
     ready: bool = False
 
 
@@ -33,7 +33,7 @@ class RepositoryParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     unload_dependents: bool = False
 
 
-class RepositoryRequest(msgspec.Struct):
+class RepositoryRequest(msgspec.Struct, forbid_unknown_fields=True):
     parameters: RepositoryParameters = RepositoryParameters()
 
 

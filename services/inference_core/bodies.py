@@ -59,6 +59,8 @@ def decode_json(body: bytes | memoryview | msgspec.Raw, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if not memoryview(body).nbytes:
+            raise InvalidInput("request: expected JSON, got an empty body") from None
         raise InvalidInput(f"request: {in_plain_words(error)}") from None
 
 

@@ -10,7 +10,7 @@ from inference_core.predictor import Predictor
 from inference_core.repository import Repository
 from inference_core.rollout import Rollout, propose
 from inference_core.settings import Settings
-from inference_core.shared_state import SharedState
+from inference_core.shared_state import Desired, SharedState
 from inference_core.thread_plan import granted_cpus, make_plan
 from inference_core.watchdog import Watchdog
 
@@ -38,6 +38,11 @@ def prepare(settings: Settings) -> None:
     """Decide what is to be served, once, before there are workers that must agree on it."""
     state = SharedState(Path(settings.state_dir))
     proposed = propose(_repository(settings), settings.max_model_bytes)
+    with state.exclusive(settings.load_timeout_seconds):
+        _decide(state, proposed)
+
+
+def _decide(state: SharedState, proposed: Desired) -> None:
     decided = state.read()
     if not decided.generation:
         state.write(proposed)

@@ -107,10 +107,15 @@ def _fields(rows: list[dict[str, msgspec.Raw]], names: tuple[str, ...]) -> list[
     expected = set(names)
     for i, row in enumerate(rows):
         if row.keys() != expected:
-            missing = sorted(expected - row.keys())
-            got = f"no '{missing[0]}'" if missing else f"also '{min(row.keys() - expected)}'"
+            faults = (("no", expected - row.keys()), ("also", row.keys() - expected))
+            got = " and ".join(f"{what} {_some(found)}" for what, found in faults if found)
             raise InvalidInput(f"instances[{i}]: expected the {len(names)} names that the model lists, got {got}")
     return [[row[name] for name in names] for row in rows]
+
+
+def _some(names: set[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in sorted(names)[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _array(values: Any) -> bytes:

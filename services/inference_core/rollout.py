@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from inference_core.errors import NotFound, PackageRefused, TiercelError, Unavailable
-from inference_core.manifest import verify_package
+from inference_core.manifest import read_manifest, verify_package
 from inference_core.probe import try_package
 from inference_core.repository import Repository
 from inference_core.shared_state import Desired, Progress, SharedState
@@ -93,7 +93,19 @@ class Rollout:
                 try_package(folder, self._max_bytes, self._timeout)
             except PackageRefused as error:
                 self._refuse(before, name, version, str(error))
+            self._check_unaltered(name, version)
             self._change(before, name, version)
+
+    def _check_unaltered(self, name: str, version: str) -> None:
+        """A version that is served is what it was when it was loaded, or workers that start later would differ."""
+        _, digest = read_manifest(self._repository.folder(name, version))
+        for model in self._repository.loaded():
+            served = model.manifest
+            if (served.name, served.version) == (name, version) and model.digest != digest:
+                raise PackageRefused(
+                    f"model '{name}' version {version}: expected the package that is served (packages never change: "
+                    f"publish another version), got one with the digest {digest}"
+                )
 
     def unload(self, name: str) -> None:
         with self._state.exclusive(self._timeout):
@@ -153,7 +165,7 @@ class Rollout:
             reasons = [p.failures[name] for p in progress if p.generation >= generation and name in p.failures]
             if reasons:
                 raise PackageRefused(reasons[0])
-            if all(p.generation >= generation for p in progress):
+            if progress and all(p.generation >= generation for p in progress):
                 return
             if time.monotonic() > deadline:
                 raise Unavailable(f"model '{name}': a worker did not follow the change within {self._timeout:g} s")
@@ -169,7 +181,10 @@ class Rollout:
         if stamp == self._stamp:
             return
         desired = self._state.read()
-        self._progress = Progress(desired.generation, self._repository.serve(desired.models))
+        failures = self._repository.serve(desired.models)
+        if not desired.generation:
+            failures["*"] = "nothing was decided yet, or the state folder is lost"
+        self._progress = Progress(desired.generation, failures)
         self._member.report(self._progress)
         self._stamp = stamp
         for name, reason in self._progress.failures.items():

@@ -5,12 +5,16 @@ variable that nobody knows, stops the process with its name.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from inference_core.errors import in_plain_words
+
 PREFIX = "TIERCEL_"
 
+PORT = r"(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[0-9]{1,4})"
+Bind = Annotated[str, msgspec.Meta(pattern=rf"^(unix:/.+|[^:/]+:{PORT}|\[[0-9a-fA-F:]+\]:{PORT})$")]
 WorkerClass = Literal["meinheld", "llhttp", "gthread"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -24,7 +28,7 @@ class SettingsError(Exception):
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    bind: str = "127.0.0.1:8000"
+    bind: Bind = "127.0.0.1:8000"
     worker_class: WorkerClass = "llhttp"
     # 0: as many as the CPUs that the cgroup grants; see thread_plan.
     workers: Count = 0
@@ -56,9 +60,20 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         try:
             msgspec.convert({name: value}, Settings, strict=False)
         except msgspec.ValidationError as error:
-            reason = str(error).split(" - at ")[0]
-            raise SettingsError(f"{variable(name)}: {reason}, got {value!r}") from None
+            raise SettingsError(f"{variable(name)}: {_expected(name, error)}, got {value!r}") from None
     return msgspec.convert(values, Settings, strict=False)
+
+
+def _expected(name: str, error: msgspec.ValidationError) -> str:
+    """What a value of the setting `name` must be, in the words of who sets it."""
+    kind = get_type_hints(Settings, include_extras=True)[name]
+    if get_origin(kind) is Literal:
+        return f"expected {' or '.join(get_args(kind))}"
+    if kind == Bind:
+        return "expected HOST:PORT with a port up to 65535, or unix:/PATH"
+    if "got `str`" in str(error):
+        return "expected a number" if kind == Seconds else "expected a whole number"
+    return in_plain_words(error).split(" at ")[0]
 
 
 def variable(name: str) -> str:

@@ -64,7 +64,11 @@ class SharedState:
     @contextmanager
     def exclusive(self, timeout: float) -> Iterator[None]:
         """Hold the right to change what is desired; Unavailable if another has it for longer than `timeout` seconds."""
-        with self._lock.open("a") as file:
+        try:
+            lock = self._lock.open("a")
+        except OSError as error:
+            raise Unavailable(f"model repository: its state folder is lost ({error.strerror})") from None
+        with lock as file:
             deadline = time.monotonic() + timeout
             while not _try_lock(file.fileno()):
                 if time.monotonic() >= deadline:

@@ -1,6 +1,7 @@
 """Models change while requests go on: in every worker or in none, and never at the cost of a request."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +136,38 @@ def test_polling_picks_up_a_new_version(repository: Zoo, worker_class: str) -> N
         edit_manifest(staged, name="scale")
         shutil.move(staged, repository.root / "scale/2")
         wait_until(lambda: versions(server) == {"2"}, "version 2 is served by every worker")
+
+
+def test_a_version_that_was_replaced_in_place_is_refused(repository: Zoo, worker_class: str) -> None:
+    with Server(repository.root, worker_class, workers=1) as server:
+        shutil.rmtree(repository.root / "scale/1")
+        repository.scale(version=1, factor=5)
+        status, reason = load(server, version="1")
+        assert status == 400
+        assert "packages never change" in reason
+        assert server.post(PREDICT, INSTANCES).json()["predictions"] == [[2, 4, 6]]
+
+
+def test_a_reload_without_the_models_folder_changes_nothing(repository: Zoo, worker_class: str) -> None:
+    with Server(repository.root, worker_class, workers=1) as server:
+        away = repository.root.with_name("away")
+        repository.root.rename(away)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "new models are not taken up" in server.log(), "the reload is in the log")
+        away.rename(repository.root)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(server.is_ready, "the server is ready again")
+        wait_until(lambda: versions(server) == {"1"}, "what was served is served")
+
+
+def test_a_lost_state_folder_is_told_and_not_served_around(repository: Zoo, worker_class: str, tmp_path: Path) -> None:
+    with Server(repository.root, worker_class, workers=1, state_dir=tmp_path / "state") as server:
+        shutil.rmtree(tmp_path / "state")
+        status, reason = load(server)
+        assert status == 503
+        assert "state folder is lost" in reason
+        assert versions(server) == {"1"}
+        wait_until(lambda: server.get("/v2/health/ready").status == 503, "the server says that it is not ready")
 
 
 def test_a_server_starts_without_a_sound_package_but_is_not_ready(

@@ -90,7 +90,8 @@ def test_top_k_counts_the_labels(query: str, count: int, client: Client) -> None
         ),
         (PREDICT, "image/svg+xml", "got image/svg+xml"),
         (PREDICT, "image/", "got image/"),
-        (PREDICT, "application/pdf", "expected application/json, got application/pdf"),
+        (PREDICT, "application/pdf", "image/jpeg or image/png or image/webp, got application/pdf"),
+        (PREDICT, "multipart/form-data; boundary=a", "image/webp, got multipart/form-data"),
     ],
 )
 def test_other_media_types_are_refused(path: str, media_type: str, said: str, client: Client) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,3 +71,35 @@ def test_oversubscription_stops_it_with_the_reason() -> None:
     assert ended.returncode == 1
     assert "100 x 100 = 10000" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_an_address_that_is_taken_is_said_so_at_once() -> None:
+    """Rather than take the server that has it for the one that was started."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        bind = f"127.0.0.1:{other.getsockname()[1]}"
+        environment = os.environ | {"TIERCEL_BIND": bind}
+        ended = subprocess.run(
+            COMMAND, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"tiercel: TIERCEL_BIND: {bind}: Address already in use; ")
+    assert "ready" not in ended.stdout
+
+
+def test_a_start_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
+    """Neither one that fails on its models nor one that finds its folder of models missing."""
+    for models in (tmp_path / "missing", tmp_path / "bad"):
+        (tmp_path / "bad/model/1").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bad/model/model.toml").write_text("[")
+        (tmp_path / "temporary").mkdir(exist_ok=True)
+        environment = os.environ | {
+            "TIERCEL_MODELS_DIR": str(models),
+            "TIERCEL_BIND": f"127.0.0.1:{free_port()}",
+            "TMPDIR": str(tmp_path / "temporary"),
+        }
+        ended = subprocess.run(
+            COMMAND, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False
+        )
+        assert ended.returncode == 1
+        assert "Traceback" not in ended.stderr
+        assert list((tmp_path / "temporary").iterdir()) == []

@@ -186,3 +186,35 @@ def test_the_time_for_a_request_runs_from_its_first_byte_and_for_its_body_from_t
     connection.feed(b"b", NOW + 20)
     assert connection.deadline == NOW + 11 + LIMITS.body_seconds
     assert connection.reading
+
+
+CHUNKED = b"POST /p HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_a_trailer_sets_nothing(connection: Connection) -> None:
+    environ = environ_of(connection, CHUNKED + b"1\r\na\r\n0\r\nContent-Encoding: br\r\nX-A: 1\r\n\r\n")
+    assert "HTTP_CONTENT_ENCODING" not in environ
+    assert "HTTP_X_A" not in environ
+
+
+def test_a_trailer_without_end_is_refused(connection: Connection) -> None:
+    connection.feed(CHUNKED + b"0\r\nX-A: ", NOW)
+    for _ in range(50):
+        connection.feed(b"a" * 10, NOW)
+    refusal = connection.requests[-1].refusal
+    assert refusal is not None
+    assert refusal.status == 431
+
+
+def test_chunk_extensions_without_end_are_refused(connection: Connection) -> None:
+    connection.feed(CHUNKED + b"1;", NOW)
+    for _ in range(50):
+        connection.feed(b"a" * 10, NOW)
+    refusal = connection.requests[-1].refusal
+    assert refusal is not None
+    assert refusal.status in (400, 431)
+
+
+def test_a_body_in_chunks_of_one_byte_arrives_whole(connection: Connection) -> None:
+    environ = environ_of(connection, CHUNKED + b"1\r\nx\r\n" * 10 + b"0\r\n\r\n")
+    assert environ["wsgi.input"].read() == b"x" * 10

@@ -182,15 +182,61 @@ def test_no_more_connections_are_taken_than_there_is_room_for(loop: Any) -> None
     """Those beyond wait, and come in as soon as one has gone."""
     made = loop(app_of(b"body"))
     made.worker.cfg.worker_connections = 3
-    clients = [made.connect(REQUEST) for _ in range(4)]
+    clients = [made.connect(b"GET / HT") for _ in range(3)] + [made.connect(REQUEST)]
     made.turn(20)
     assert made.connections == 3
     assert received(clients[3]) == b""
     clients[0].close()
+    made.worker._listen_from = 0
     made.turn(20)
     assert received(clients[3]).endswith(b"body")
     for client in clients:
         client.close()
+
+
+def test_the_connection_that_was_idle_for_the_longest_makes_room(loop: Any) -> None:
+    made = loop(app_of(b"body"))
+    made.worker.cfg.worker_connections = 3
+    clients = []
+    for _ in range(4):
+        clients.append(made.connect(REQUEST))
+        made.turn()
+        assert read_answer(clients[-1]).endswith(b"body")
+    assert made.connections == 3
+    assert clients[0].recv(1) == b"", "the first was closed"
+    clients[1].sendall(REQUEST)
+    made.turn()
+    assert read_answer(clients[1]).endswith(b"body")
+    for client in clients:
+        client.close()
+
+
+def test_a_long_turn_is_no_hang(loop: Any) -> None:
+    """The heartbeat goes on between the requests of one turn."""
+    beats: list[float] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        made.worker._next_beat = 0  # as if it had taken a second
+        return app_of(b"body")(environ, start_response)
+
+    made = loop(app)
+    made.worker.notify = lambda: beats.append(time.monotonic())
+    clients = [made.connect(REQUEST) for _ in range(5)]
+    made.turn(10)
+    assert len(beats) >= 5
+    for client in clients:
+        client.close()
+
+
+def test_requests_that_wait_for_us_are_not_late(loop: Any) -> None:
+    made = loop(app_of(b"body"))
+    with made.connect(REQUEST * 10) as client:
+        made.turn(2)
+        made.worker._now += 1000
+        made.worker._next_tick = 0
+        made.worker._ended(made.worker._now)
+        made.turn(20)
+        assert received(client).count(b"200 OK") == 10
 
 
 def test_a_fault_in_parsing_costs_its_connection_only(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:

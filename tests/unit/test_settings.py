@@ -18,6 +18,9 @@ def test_no_variables_mean_the_defaults() -> None:
     ("name", "text", "value"),
     [
         ("TIERCEL_BIND", "0.0.0.0:80", "0.0.0.0:80"),
+        ("TIERCEL_BIND", "localhost:65535", "localhost:65535"),
+        ("TIERCEL_BIND", "[::1]:8000", "[::1]:8000"),
+        ("TIERCEL_BIND", "unix:/run/app.sock", "unix:/run/app.sock"),
         ("TIERCEL_WORKER_CLASS", "meinheld", "meinheld"),
         ("TIERCEL_WORKERS", "3", 3),
         ("TIERCEL_POLL_SECONDS", "0.5", 0.5),
@@ -35,6 +38,10 @@ def test_a_variable_sets_its_setting(name: str, text: str, value: object) -> Non
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("TIERCEL_BIND", "8001"),
+        ("TIERCEL_BIND", "127.0.0.1:65536"),
+        ("TIERCEL_BIND", "localhost"),
+        ("TIERCEL_BIND", ":8000"),
         ("TIERCEL_WORKER_CLASS", "gevent"),
         ("TIERCEL_WORKERS", "-1"),
         ("TIERCEL_WORKERS", "two"),
@@ -62,6 +69,23 @@ def test_a_value_that_does_not_fit_is_named(name: str, text: str) -> None:
     message = str(refused.value)
     assert message.startswith(f"{name}: ")
     assert message.endswith(f", got {text!r}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("TIERCEL_BIND", "8001", "expected HOST:PORT with a port up to 65535, or unix:/PATH"),
+        ("TIERCEL_LOG_LEVEL", "loud", "expected debug or info or warning or error"),
+        ("TIERCEL_WORKERS", "many", "expected a whole number"),
+        ("TIERCEL_WORKERS", "-1", "expected int >= 0"),
+        ("TIERCEL_POLL_SECONDS", "", "expected a number"),
+    ],
+)
+def test_the_message_says_what_is_expected(name: str, text: str, expected: str) -> None:
+    """In the words of who sets a variable."""
+    with pytest.raises(SettingsError) as refused:
+        read_settings({name: text})
+    assert str(refused.value) == f"{name}: {expected}, got {text!r}"
 
 
 def test_an_unknown_variable_is_named() -> None:

@@ -29,6 +29,8 @@ SINGLE = {
     "HTTP_TRANSFER_ENCODING",
 }
 MAX_KNOWN_NAMES = 512
+# Bytes of chunked framing that come with each byte of a body at most.
+MAX_FRAMING = 8
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -87,7 +89,8 @@ class Connection:
         self._parser = httptools.HttpRequestParser(self)
         self._in_message = False
         self._in_body = False
-        self._head_bytes = 0
+        self._received = 0
+        self._body_bytes = 0
 
     @property
     def reading(self) -> bool:
@@ -117,9 +120,10 @@ class Connection:
             raise error.__context__ or error from None
         except httptools.HttpParserError as error:
             raise Refusal(400, f"malformed HTTP: {error}") from None
-        if self._in_message and not self._in_body:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._limits.max_head_bytes:
+        if self._in_message:
+            self._received += len(data)
+            # SECURITY: headers, and what chunked framing adds to a body: trailers, and 5 bytes for each at the worst.
+            if self._received > self._limits.max_head_bytes + (1 + MAX_FRAMING) * self._body_bytes:
                 raise Refusal(431, f"headers: expected at most {self._limits.max_head_bytes} bytes, got more")
 
     def close(self) -> None:
@@ -134,8 +138,8 @@ class Connection:
         self._environ = self._base.copy()
         self._url = b""
         self._fields = 0
-        self._head_bytes = 0
-        self._chunks: list[bytes] = []
+        self._received = 0
+        self._body: bytes | bytearray = b""
         self._body_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -147,6 +151,8 @@ class Connection:
         self._fields += 1
         if self._fields > self._limits.max_fields:
             raise Refusal(431, f"headers: expected at most {self._limits.max_fields} fields, got more")
+        if self._in_body:  # SECURITY: a trailer comes after all checks, and nobody reads one
+            return
         key = _known_names.get(name) or _environ_key(name)
         if key == DROPPED:
             return
@@ -185,7 +191,11 @@ class Connection:
             self.continues = version == "1.1"
 
     def on_body(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
+        if not self._body:
+            self._body = chunk
+        else:  # one array, as tiny chunks would take fifty times their size as objects of their own
+            self._body = self._body if isinstance(self._body, bytearray) else bytearray(self._body)
+            self._body += chunk
         self._body_bytes += len(chunk)
         if self._body_bytes > self._limits.max_body_bytes:
             self._cut_short(self._body_bytes)
@@ -193,10 +203,10 @@ class Connection:
     def on_message_complete(self) -> None:
         self._in_message = self._in_body = False
         self.continues = False
-        environ, chunks = self._environ, self._chunks
-        if chunks:
+        environ = self._environ
+        if self._body:
             environ["CONTENT_LENGTH"] = str(self._body_bytes)
-        environ["wsgi.input"] = io.BytesIO(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        environ["wsgi.input"] = io.BytesIO(self._body)
         keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
         self.requests.append(Request(environ, keep_alive))
 

@@ -8,7 +8,6 @@ turn, and new connections are accepted last, so that they go to whichever worker
 import os
 import select
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -50,6 +49,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self._listening = False
         self._listen_from = 0.0
         self._next_tick = 0.0
+        self._next_beat = 0.0
         # PERF: the clock is read once a turn; deadlines of connections need no more.
         self._now = time.monotonic()
         self._drain_from: float | None = None
@@ -61,7 +61,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
     def handle_quit(self, sig: int, frame: Any) -> None:
         """SIGQUIT and SIGINT: end now."""
         self.cfg.worker_int(self)
-        sys.exit(0)
+        os._exit(0)
 
     def handle_abort(self, sig: int, frame: Any) -> None:
         """SIGABRT: the arbiter misses our heartbeat. Not SystemExit, which what hangs could catch."""
@@ -94,7 +94,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         if now < self._next_tick:
             return False
         self._next_tick = now + TICK_SECONDS
-        self.notify()
+        self._beat()
         for connection in list(self._connections.values()):
             if now > connection.deadline:
                 self._on_late(connection)
@@ -107,11 +107,14 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         idle = not any(connection.busy for connection in self._connections.values())
         return not self._connections or (idle and drained > self._drain_seconds) or drained > self.cfg.graceful_timeout
 
+    def _beat(self) -> None:
+        """Tell the arbiter that this worker lives."""
+        self._next_beat = self._now + TICK_SECONDS
+        self.notify()
+
     def _listen(self) -> None:
-        """Take new connections, unless this worker is ending, full, or out of file descriptors."""
-        wanted = self.alive and len(self._connections) < self.cfg.worker_connections
-        if self._now < self._listen_from:
-            wanted = False
+        """Take new connections, unless this worker is ending, full of busy ones, or out of file descriptors."""
+        wanted = self.alive and self._now >= self._listen_from
         if wanted == self._listening:
             return
         for listener in self.sockets:
@@ -128,8 +131,23 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         """
         if idle and self.cfg.workers > 1:
             time.sleep(min(len(self._connections) * ACCEPT_DELAY_SECONDS, MAX_ACCEPT_DELAY_SECONDS))
+        self._now = time.monotonic()
         for listener in listeners:
-            self._accept(listener)
+            if self._has_room():
+                self._accept(listener)
+            else:
+                self._listen_from = self._now + ACCEPT_PAUSE_SECONDS
+
+    def _has_room(self) -> bool:
+        """Whether there is room for one connection more; the one that has been idle for the longest makes it."""
+        if len(self._connections) < self.cfg.worker_connections:
+            return True
+        idle = [
+            connection for connection in self._connections.values() if not connection.busy and not connection.reading
+        ]
+        if idle:
+            self._close(min(idle, key=lambda connection: connection.deadline))
+        return bool(idle)
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -190,6 +208,9 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             self._send(connection, CONTINUE)
 
     def _serve_next(self, connection: Connection) -> None:
+        self._now = time.monotonic()
+        if self._now >= self._next_beat:  # a turn of many slow requests is no hang
+            self._beat()
         request = connection.requests.popleft()
         keep_alive = request.keep_alive and self.alive
         if not request.refusal and self._waits(request.environ):
@@ -237,11 +258,12 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             self._linger(connection)
         elif connection.requests:
             connection.busy = True
+            connection.deadline = float("inf")  # it waits for us
             self._want(connection, 0)
             self._backlog.append(connection)
         else:
-            if not connection.reading:
-                connection.deadline = self._now + self._limits.keepalive_seconds
+            limits = self._limits
+            connection.deadline = self._now + (limits.body_seconds if connection.reading else limits.keepalive_seconds)
             self._want(connection, select.EPOLLIN)
 
     def _linger(self, connection: Connection) -> None:
