@@ -46,7 +46,7 @@ graceful_timeout = int(_settings.drain_seconds) + 10
 # Longer than NGINX keeps an idle connection to us, so that it is never us who closes one that it is about to use.
 keepalive = 75
 # Memory: a heartbeat must not wait for a disk.
-worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # files in it have random names
 control_socket_disable = True
 # Sessions and threads are made after the fork.
 preload_app = False

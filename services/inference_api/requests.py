@@ -91,4 +91,4 @@ def _connection(env: dict[str, object]) -> int:
     """The file descriptor of the client's connection, whichever worker class it belongs to."""
     if "gunicorn.socket" in env:
         return env["gunicorn.socket"].fileno()  # type: ignore[attr-defined, no-any-return]  # WSGI knows no such key
-    return env["meinheld.client"].get_fd()  # type: ignore[attr-defined, no-any-return]
+    return env["meinheld.client"].get_fd()  # type: ignore[attr-defined, no-any-return]  # the same

@@ -20,12 +20,12 @@ READY_SECONDS = 30
 STOP_SECONDS = 20
 
 
-def main() -> int:
+def main() -> int | str:
     try:
         bind = read_settings(os.environ).bind
         _check_free(bind)
     except SettingsError as error:
-        return f"tiercel: {error}"  # type: ignore[return-value]  # sys.exit prints a string and exits with 1
+        return f"tiercel: {error}"  # sys.exit prints a string and exits with 1
     with tempfile.TemporaryDirectory(prefix="tiercel-") as folder, _redis(Path(folder) / "redis.sock"):
         command = [sys.executable, "-m", "gunicorn", "-c", "python:inference_api.gunicorn_conf"]
         with subprocess.Popen(command) as server:
