@@ -11,7 +11,7 @@ import pytest
 from servers import read_answer
 
 from inference_api.workers.connection import Connection
-from inference_api.workers.llhttp import LlhttpWorker
+from inference_api.workers.llhttp import KEEP_WITHIN_SECONDS, LlhttpWorker
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -254,3 +254,71 @@ def test_a_fault_in_parsing_costs_its_connection_only(loop: Any, monkeypatch: py
         made.turn()
         assert received(other).endswith(b"body")
     assert len(made.worker.log.exceptions) == 1
+
+
+def busy_for(seconds: float) -> Callable[..., Iterable[bytes]]:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+        start_response("200 OK", [])
+        return [b"body"]
+
+    return app
+
+
+def test_the_connection_of_a_slow_answer_is_not_kept(loop: Any) -> None:
+    """The next request on it could only go to this worker, though another may be idle."""
+    made = loop(busy_for(2 * KEEP_WITHIN_SECONDS))
+    with made.connect(REQUEST) as client:
+        made.turn()
+        answer = received(client)
+        assert b"Connection: close" in answer
+        assert client.recv(1) == b""
+
+
+def test_requests_that_were_sent_together_are_all_answered_however_slowly(loop: Any) -> None:
+    made = loop(busy_for(2 * KEEP_WITHIN_SECONDS))
+    with made.connect(3 * REQUEST) as client:
+        made.turn()
+        assert received(client).count(b"HTTP/1.1 200") == 3
+
+
+def test_a_worker_that_drains_takes_new_connections_but_keeps_none(loop: Any) -> None:
+    """Until whoever sends them knows better, or a successor has started, nobody else may be there to take them."""
+    made = loop(app_of(b"body"))
+    made.worker._drain_seconds = 4
+    made.worker.alive = False
+    assert not made.worker._ended(made.worker._now)
+    with made.connect(REQUEST) as client:
+        made.turn()
+        assert b"Connection: close" in received(client)
+    assert made.connections == 0
+
+
+def test_a_worker_that_has_drained_takes_no_more_and_ends(loop: Any) -> None:
+    made = loop(app_of(b"body"))
+    made.worker._drain_seconds = 4
+    made.worker.alive = False
+    now = made.worker._now
+    assert not made.worker._ended(now)
+    assert not made.worker._ended(now + 5), "it looks once more at what it has"
+    with made.connect(REQUEST) as client:
+        made.turn()
+        assert made.connections == 0
+        assert received(client) == b""
+    assert made.worker._ended(now + 10)
+
+
+def test_a_worker_that_has_drained_waits_for_a_request_that_is_arriving(loop: Any) -> None:
+    made = loop(app_of(b"body"))
+    made.worker._drain_seconds = 4
+    with made.connect(REQUEST[:-2]) as client:
+        made.turn()
+        made.worker.alive = False
+        now = made.worker._now
+        assert not any(made.worker._ended(now + seconds) for seconds in (0, 5, 7))
+        client.sendall(b"\r\n")
+        made.turn()
+        assert received(client).endswith(b"body")
+    assert made.worker._ended(now + 9)

@@ -1,6 +1,8 @@
 """The llhttp worker's answers: a WSGI application's, on the wire."""
 
 import io
+import math
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import structlog
 
 from inference_api.workers.connection import Refusal, Request
-from inference_api.workers.response import JOINED_BYTES, Response, respond
+from inference_api.workers.response import CLOSE, JOINED_BYTES, Response, respond
 
 
 def answer(
@@ -24,7 +26,7 @@ def answer(
         return body if not isinstance(body, tuple) else list(body)
 
     environ = {"REQUEST_METHOD": method, "SERVER_PROTOCOL": protocol, "PATH_INFO": "/v2", "wsgi.input": io.BytesIO()}
-    return respond(app, Request(environ, keep_alive), keep_alive)
+    return respond(app, Request(environ, keep_alive), keep_within=math.inf)
 
 
 def wire(response: Response) -> tuple[str, dict[str, str], bytes]:
@@ -56,6 +58,21 @@ def test_the_connection_header_says_whether_it_stays(keep_alive: bool, expected:
     response = answer(keep_alive=keep_alive)
     assert response.close is not keep_alive
     assert wire(response)[1].get("connection") == expected
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(0.002, False), (0.0, True)])
+def test_an_answer_that_took_long_ends_its_connection(seconds: float, kept: bool) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+        start_response("200 OK", [])
+        return []
+
+    environ = {"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1", "PATH_INFO": "/v2", "wsgi.input": io.BytesIO()}
+    response = respond(app, Request(environ, keep_alive=True), keep_within=0.001)
+    assert response.close is not kept
+    assert (b"\r\nConnection: close\r\n" in response.data) is not kept
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
@@ -132,7 +149,7 @@ def test_an_application_that_fails_is_logged_and_answered_without_its_traceback(
 
     environ = {"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1", "PATH_INFO": "/v2"}
     with structlog.testing.capture_logs() as logs:
-        response = respond(app, Request(environ, keep_alive=True), keep_alive=True)
+        response = respond(app, Request(environ, keep_alive=True), keep_within=math.inf)
     assert b"500" in response.data
     assert b"secret" not in response.data
     assert response.close
@@ -141,7 +158,7 @@ def test_an_application_that_fails_is_logged_and_answered_without_its_traceback(
 
 def test_a_refusal_is_answered_in_the_form_of_its_path() -> None:
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/v2/x"}
-    response = respond(lambda *_: [], Request(environ, keep_alive=False, refusal=Refusal(400, "why")), keep_alive=False)
+    response = respond(lambda *_: [], Request(environ, keep_alive=False, refusal=Refusal(400, "why")), CLOSE)
     first, fields, body = wire(response)
     assert (first, fields["content-type"], body) == ("HTTP/1.1 400 Bad Request", "application/json", b'{"error":"why"}')
     assert response.close

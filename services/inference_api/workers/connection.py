@@ -82,6 +82,7 @@ class Connection:
         self.rest: Iterator[bytes] | None = None
         self.closes = False
         self.busy = False
+        self.kept = False
         self.events = 0
         self.deadline = now + limits.head_seconds
         self._base = base

@@ -2,9 +2,12 @@
 
 An inference takes the whole core that the thread plan gives this worker, so a second thread would only make it later.
 What waits for other processes (`App.waits`) runs aside in a thread. Every ready connection has one request served in
-turn, and new connections are accepted last, so that they go to whichever worker is idle.
+turn, and new connections are accepted last, so that they go to whichever worker is idle: what waits in the kernel's
+queue is served by the first that can, in this process or another. A connection that is kept binds what comes on it to
+one worker, however busy; so it is kept only while answers are as quick as another connection would be.
 """
 
+import math
 import os
 import select
 import socket
@@ -17,7 +20,7 @@ from typing import Any
 from gunicorn.workers.base import Worker
 
 from inference_api.workers.connection import Connection, Environ, Limits, Refusal, Request, base_environ
-from inference_api.workers.response import Response, respond
+from inference_api.workers.response import CLOSE, Response, respond
 from inference_core.settings import read_settings
 
 READ_BYTES = 64 << 10
@@ -26,6 +29,8 @@ ACCEPT_PAUSE_SECONDS = 0.1
 LINGER_SECONDS = 2.0
 # How much longer a worker waits before it accepts, for each connection that it has, so that others may go first.
 ACCEPT_DELAY_SECONDS, MAX_ACCEPT_DELAY_SECONDS = 50e-6, 1e-3
+# An answer that took longer ends its connection: to open another, which any worker may take, costs a fraction of that.
+KEEP_WITHIN_SECONDS = 1e-3
 MAX_ASIDE = 8
 CONTINUE = Response(b"HTTP/1.1 100 Continue\r\n\r\n", None, close=False)
 
@@ -42,6 +47,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self._drain_seconds = settings.drain_seconds
         self._waits: Callable[[Environ], bool] = getattr(self.wsgi, "waits", lambda environ: False)
         self._connections: dict[int, Connection] = {}
+        self._kept = 0
         self._backlog: deque[Connection] = deque()
         self._answered_aside: deque[tuple[Connection, Response]] = deque()
         self._aside = 0
@@ -53,6 +59,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         # PERF: the clock is read once a turn; deadlines of connections need no more.
         self._now = time.monotonic()
         self._drain_from: float | None = None
+        self._drained = False
         for listener in self.sockets:
             listener.setblocking(False)
         self._epoll = select.epoll()
@@ -104,8 +111,11 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             return False
         self._drain_from = self._drain_from or now
         drained = now - self._drain_from
-        idle = not any(connection.busy for connection in self._connections.values())
-        return not self._connections or (idle and drained > self._drain_seconds) or drained > self.cfg.graceful_timeout
+        if not self._drained:  # others may take this long to notice, and whoever replaces us to start
+            self._drained = drained >= self._drain_seconds
+            return False
+        unfinished = any(connection.busy or connection.reading for connection in self._connections.values())
+        return not unfinished or drained > self.cfg.graceful_timeout
 
     def _beat(self) -> None:
         """Tell the arbiter that this worker lives."""
@@ -113,8 +123,8 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.notify()
 
     def _listen(self) -> None:
-        """Take new connections, unless this worker is ending, full of busy ones, or out of file descriptors."""
-        wanted = self.alive and self._now >= self._listen_from
+        """Take new connections, unless this worker has drained, is full of busy ones, or out of file descriptors."""
+        wanted = not self._drained and self._now >= self._listen_from
         if wanted == self._listening:
             return
         for listener in self.sockets:
@@ -125,12 +135,12 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self._listening = wanted
 
     def _accept_fairly(self, listeners: list[socket.socket], *, idle: bool) -> None:
-        """Accept one connection from each, after those workers that have fewer: a kept-alive one stays where it is.
+        """Accept one connection from each, after those workers that keep fewer: it may be kept as well.
 
         A worker that has served others before it comes here has waited already.
         """
-        if idle and self.cfg.workers > 1:
-            time.sleep(min(len(self._connections) * ACCEPT_DELAY_SECONDS, MAX_ACCEPT_DELAY_SECONDS))
+        if idle and self._kept:
+            time.sleep(min(self._kept * ACCEPT_DELAY_SECONDS, MAX_ACCEPT_DELAY_SECONDS))
         self._now = time.monotonic()
         for listener in listeners:
             if self._has_room():
@@ -163,8 +173,9 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(client, base_environ(listener, client, peer), self._limits, self._now)
         self._connections[connection.fd] = connection
-        self._want(connection, select.EPOLLIN)
         self._read(connection)
+        if connection.fd in self._connections and not connection.events and not connection.busy:
+            self._want(connection, select.EPOLLIN)
 
     def _on_event(self, connection: Connection, events: int) -> None:
         if events & select.EPOLLOUT:
@@ -212,11 +223,16 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         if self._now >= self._next_beat:  # a turn of many slow requests is no hang
             self._beat()
         request = connection.requests.popleft()
-        keep_alive = request.keep_alive and self.alive
         if not request.refusal and self._waits(request.environ):
-            self._run_aside(connection, request, keep_alive)
+            self._run_aside(connection, request)
         else:
-            self._send(connection, respond(self.wsgi, request, keep_alive))
+            self._send(connection, respond(self.wsgi, request, self._keep_within(connection)))
+
+    def _keep_within(self, connection: Connection) -> float:
+        if not self.alive:
+            return CLOSE
+        # What has been sent after this request already is answered as well.
+        return math.inf if connection.requests or connection.reading else KEEP_WITHIN_SECONDS
 
     def _send(self, connection: Connection, response: Response) -> None:
         connection.out, connection.rest, connection.closes = response.data, response.rest, response.close
@@ -263,6 +279,8 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             self._backlog.append(connection)
         else:
             limits = self._limits
+            self._kept += not connection.kept
+            connection.kept = True
             connection.deadline = self._now + (limits.body_seconds if connection.reading else limits.keepalive_seconds)
             self._want(connection, select.EPOLLIN)
 
@@ -290,23 +308,24 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
     def _close(self, connection: Connection) -> None:
         self._want(connection, 0)
         del self._connections[connection.fd]
+        self._kept -= connection.kept
         connection.close()
 
     # Requests that wait for others.
 
-    def _run_aside(self, connection: Connection, request: Request, keep_alive: bool) -> None:
+    def _run_aside(self, connection: Connection, request: Request) -> None:
         if self._aside >= MAX_ASIDE:
             request.refusal = Refusal(503, f"expected at most {MAX_ASIDE} such requests at a time, got more")
-            self._send(connection, respond(self.wsgi, request, False))
+            self._send(connection, respond(self.wsgi, request, CLOSE))
             return
         self._aside += 1
         connection.busy = True
         connection.deadline = float("inf")
         self._want(connection, 0)
-        threading.Thread(target=self._answer_aside, args=(connection, request, keep_alive), daemon=True).start()
+        threading.Thread(target=self._answer_aside, args=(connection, request), daemon=True).start()
 
-    def _answer_aside(self, connection: Connection, request: Request, keep_alive: bool) -> None:
-        self._answered_aside.append((connection, respond(self.wsgi, request, keep_alive)))
+    def _answer_aside(self, connection: Connection, request: Request) -> None:
+        self._answered_aside.append((connection, respond(self.wsgi, request, CLOSE)))
         try:
             os.write(self.PIPE[1], b".")
         except BlockingIOError:  # full: the loop is about to wake up anyway

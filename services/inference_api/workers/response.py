@@ -15,6 +15,8 @@ from inference_api.workers.connection import Environ, Request
 # PERF: up to this size head and body are copied together and leave in one system call.
 JOINED_BYTES = 64 << 10
 BODILESS = ("1", "204", "304")
+# As `keep_within`: the connection is not kept.
+CLOSE = -1.0
 
 Headers = list[tuple[str, str]]
 WsgiApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -33,8 +35,12 @@ class Response:
         self.close = close
 
 
-def respond(app: WsgiApp, request: Request, keep_alive: bool) -> Response:
-    """The application's answer, or the server's own if the request was refused or the application failed."""
+def respond(app: WsgiApp, request: Request, keep_within: float) -> Response:
+    """The application's answer, or the server's own if the request was refused or the application failed.
+
+    The connection is kept if the request allows it and the answer took no more than `keep_within` seconds of this
+    thread's CPU: what others take from it meanwhile says nothing about the request.
+    """
     environ = request.environ
     if request.refusal:
         return _own(environ, request.refusal.status, request.refusal.detail)
@@ -45,7 +51,9 @@ def respond(app: WsgiApp, request: Request, keep_alive: bool) -> Response:
         return _no_write
 
     try:
+        began = time.thread_time()
         result = app(environ, start_response)
+        keep_alive = request.keep_alive and time.thread_time() - began <= keep_within
         if isinstance(result, list):  # what Falcon returns unless it streams
             return _whole(environ, started[0], started[1], b"".join(result), keep_alive)
         return _streamed(environ, started, result, keep_alive)
