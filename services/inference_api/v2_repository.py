@@ -19,6 +19,15 @@ from inference_core.rollout import VersionState
 T = TypeVar("T")
 
 
+def only_from_inside(req: falcon.Request, resp: falcon.Response, resource: object, params: object) -> None:
+    """SECURITY: until there are tokens, what changes the server is for operators, who do not come through NGINX.
+
+    It sets this field on every request and lets nobody remove it; its own rule for these paths is the first line.
+    """
+    if "HTTP_X_FORWARDED_FOR" in req.env:
+        raise falcon.HTTPNotFound
+
+
 class IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
     ready: bool = False
 
@@ -70,6 +79,7 @@ class RepositoryIndexResource(RepositoryResource):
         send(resp, [entry for entry in index if not wanted.ready or entry.state == "READY"])
 
 
+@falcon.before(only_from_inside)
 class RepositoryLoadResource(RepositoryResource):
     """Load a version in every worker, or in none."""
 
@@ -81,6 +91,7 @@ class RepositoryLoadResource(RepositoryResource):
         send(resp, Empty())
 
 
+@falcon.before(only_from_inside)
 class RepositoryUnloadResource(RepositoryResource):
     """Unload a model in every worker."""
 

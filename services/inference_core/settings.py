@@ -39,6 +39,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # How often to look for new version folders; 0: never, versions are loaded on request only.
     poll_seconds: Seconds = 0
     load_timeout_seconds: Seconds = 20
+    # The Redis that keeps batch jobs; empty: there are none.
+    queue_url: str = ""
     request_timeout_ms: Positive = 5000
     # How long after its deadline an inference may go on before its worker is given up and replaced.
     hang_grace_ms: Positive = 1000

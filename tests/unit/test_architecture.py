@@ -11,7 +11,9 @@ MODULES = sorted(SERVICES.rglob("*.py"))
 # Whose business the environment is: the entry points, workers that Gunicorn calls, and one switch of ONNX Runtime.
 READS_ENVIRONMENT = (
     "inference_api/main.py",
+    "batch_worker/main.py",
     "inference_api/gunicorn_conf.py",
+    "inference_api/listener.py",
     "inference_api/serve.py",
     "inference_api/workers/",
 )

@@ -1,0 +1,1 @@
+"""Batch jobs: takes them from the queue in Redis (RQ) and runs them on the same models as the API."""
