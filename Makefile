@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 SYNC = $(UV) sync --quiet --locked --inexact $(if $(filter serve,$*),,--group $*)
 FALLBACK = { echo 'That failed; once more without meinheld, which needs a C compiler and Python headers.' >&2; $(SYNC) --no-install-package meinheld; }
 
-.PHONY: help serve test check fix models bench clean
+.PHONY: help serve up down logs test e2e check fix models bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -15,8 +15,20 @@ help: ## this list
 serve: .venv/.serve .redis ## the API on http://127.0.0.1:8000 with a private Redis; no root, no Docker
 	@$(PYTHON) -m inference_api.serve
 
+up: ## the whole stack with Docker, https://localhost:8443
+	docker compose up -d --build --wait && docker compose cp nginx:/etc/tiercel/tls/ca.crt ca.crt
+
+down: ## stop it; its volumes stay
+	docker compose down
+
+logs: ## what it says, as it says it
+	docker compose logs --follow --since 5m $(ARGS)
+
 test: .venv/.test .redis ## all tests that need no Docker engine
 	$(PYTHON) -m pytest $(ARGS)
+
+e2e: .venv/.test ## tests of the Compose stack; needs a Docker engine
+	$(PYTHON) -m pytest tests/e2e -p no:randomly $(ARGS)
 
 check: .venv/.check .venv/.test ## lint and types; edits nothing
 	.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy

@@ -23,6 +23,8 @@ openssl_version=$(echo "$about" | sed -n 's,.*OpenSSL \([0-9.]*\).*,\1,p')
 if at_least "$nginx_version" 1.25.1; then http2="http2 on;" http2_of_listen=""; else http2="" http2_of_listen=" http2"; fi
 curves=X25519:prime256v1:secp384r1
 if at_least "$openssl_version" 3.5; then curves="X25519MLKEM768:$curves"; fi
+# At a reload NGINX closes idle connections, and a client may be about to use one: later versions wait for it.
+if at_least "$nginx_version" 1.27.4; then min_timeout="keepalive_min_timeout 10s;"; else min_timeout=""; fi
 # Whoever started this owns the API's socket: root's workers would otherwise be somebody else.
 if [ "$(id -u)" = 0 ]; then user="user root;"; else user=""; fi
 
@@ -37,6 +39,7 @@ values=$(
     fill HTTPS_PORT "$EDGE_HTTPS_PORT"
     fill HTTP2 "$http2"
     fill HTTP2_OF_LISTEN "$http2_of_listen"
+    fill KEEPALIVE_MIN_TIMEOUT "$min_timeout"
     fill TLS_DIR "$EDGE_TLS_DIR"
     fill TLS_CURVES "$curves"
     fill API_SOCKET "$EDGE_API_SOCKET"

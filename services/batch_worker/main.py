@@ -41,7 +41,10 @@ def main() -> str | None:
     except SettingsError as error:
         return f"tiercel: {error}"
     configure_logging(settings.log_level)
-    connect(settings.queue_url).work()
+    worker = connect(settings.queue_url)
+    # Of this name there is nobody else: what is there was killed, and RQ would wait for it to expire.
+    worker.connection.delete(worker.key)
+    worker.work()
     return None
 
 
