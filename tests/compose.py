@@ -25,11 +25,11 @@ class Stack:
             os.environ
             | {
                 "COMPOSE_PROJECT_NAME": f"tiercel-e2e-{self.port}",
-                "HTTPS_PORT": str(self.port),
-                "HTTP_PORT": str(self.clear_port),
+                "EDGE_HTTPS_PORT": str(self.port),
+                "EDGE_HTTP_PORT": str(self.clear_port),
                 "EDGE_REQUESTS_PER_SECOND": "2000",
             }
-            | {f"{name}_PORT": str(free_port()) for name in ("GRAFANA", "PROMETHEUS", "ALERTMANAGER", "JAEGER")}
+            | {f"{name}_PORT": str(free_port()) for name in ("GRAFANA", "PROMETHEUS", "ALERTMANAGER", "JAEGER", "FLUENTD")}
         )
 
     def compose(self, *arguments: str, check: bool = True) -> str:

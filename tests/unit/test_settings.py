@@ -9,6 +9,22 @@ from inference_core.settings import Settings, SettingsError, read_settings, vari
 ROOT = Path(__file__).parents[2]
 
 
+def _example() -> dict[str, tuple[str, bool]]:
+    """What `.env.example` has: default, and whether a line above says what it means; for a group the first has it."""
+    found: dict[str, tuple[str, bool]] = {}
+    before = ""
+    for line in (ROOT / ".env.example").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            assert name not in found, f"{name} is there twice"
+            found[name] = (value, bool(before))
+        before = line
+    return found
+
+
+EXAMPLE = _example()
+
+
 def test_no_variables_mean_the_defaults() -> None:
     """An empty environment gives the defaults, and variables of other programs are none of our business."""
     assert read_settings({}) == read_settings({"PATH": "/bin", "NOT_TIERCEL_BIND": "x"}) == Settings()
@@ -102,15 +118,27 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_the_example_lists_every_setting_with_its_default_and_meaning() -> None:
     """`.env.example` has each setting once, in order, under a line that says what it means, set to its default."""
-    lines = (ROOT / ".env.example").read_text().splitlines()
-    at = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
-    example = dict(lines[i].split("=", 1) for i in at)
-
-    assert [line.split("=")[0] for line in map(lines.__getitem__, at)] == [
+    assert [name for name in EXAMPLE if name.startswith("TIERCEL_")] == [
         variable(name) for name in Settings.__struct_fields__
     ]
-    assert [lines[i] for i in at if not (i and lines[i - 1].startswith("# "))] == [], "without a meaning"
-    assert read_settings(example) == Settings()
+    assert [name for name, (_, meaning) in EXAMPLE.items() if not meaning] == []
+    assert read_settings({name: value for name, (value, _) in EXAMPLE.items()}) == Settings()
+
+
+def test_variables_of_the_stack_have_the_defaults_that_the_example_says() -> None:
+    used = dict(re.findall(r"\$\{(\w+):-([^}]*)}", (ROOT / "compose.yaml").read_text()))
+    assert {name: EXAMPLE[name][0] for name in used} == used
+    assert {name for name in EXAMPLE if not name.startswith("TIERCEL_")} <= used.keys()
+    assert set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text())) == used.keys(), "one without a default"
+
+
+def test_the_edge_has_the_same_defaults() -> None:
+    """`nginx/start.sh` bounds what the application bounds."""
+    script = (ROOT / "nginx/start.sh").read_text()
+    defaults = dict(re.findall(r"\$\{(\w+):=([^}]*)}", script))
+    shared = defaults.keys() & EXAMPLE.keys()
+    assert {"TIERCEL_MAX_BODY_BYTES", "TIERCEL_REQUEST_TIMEOUT_MS", "EDGE_CONNECTIONS"} <= shared
+    assert {name: EXAMPLE[name][0] for name in shared} == {name: defaults[name] for name in shared}
 
 
 def test_the_sources_read_no_other_variables() -> None:
