@@ -7,13 +7,19 @@ PYTHON := .venv/bin/python
 SYNC = $(UV) sync --quiet --locked --inexact $(if $(filter serve,$*),,--group $*)
 FALLBACK = { echo 'That failed; once more without meinheld, which needs a C compiler and Python headers.' >&2; $(SYNC) --no-install-package meinheld; }
 
-.PHONY: help serve up down logs test e2e check fix models bench clean
+.PHONY: help serve stack certs up down logs test e2e check fix models bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
 
 serve: .venv/.serve .redis ## the API on http://127.0.0.1:8000 with a private Redis; no root, no Docker
 	@$(PYTHON) -m inference_api.serve
+
+stack: .venv/.stack .redis ## the whole stack without Docker, https://localhost:8443; no root
+	@$(PYTHON) -m native.stack
+
+certs: .venv/.stack ## a new server certificate for the stack that runs, with or without Docker
+	@$(PYTHON) -m native.certificates
 
 up: ## the whole stack with Docker, https://localhost:8443
 	docker compose up -d --build --wait && docker compose cp nginx:/etc/tiercel/tls/ca.crt ca.crt
@@ -25,6 +31,7 @@ logs: ## what it says, as it says it
 	docker compose logs --follow --since 5m $(ARGS)
 
 test: .venv/.test .redis ## all tests that need no Docker engine
+	@$(PYTHON) -m native.programs
 	$(PYTHON) -m pytest $(ARGS)
 
 e2e: .venv/.test ## tests of the Compose stack; needs a Docker engine

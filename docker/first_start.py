@@ -3,13 +3,17 @@
     ca/       ca.key, ca.crt                    who signs
     tls/      server.key, server.crt, ca.crt    what NGINX presents, and what clients check that with
     secrets/  token_signing_key.pem, demo_client_secret
+    redis/    passwords, and lists of users for both Redis
+    grafana/  admin_password
 
 What is there already is kept, so that files of your own take the place of these. It may run again, and twice at once.
 """
 
 import argparse
 import fcntl
+import hashlib
 import ipaddress
+import json
 import os
 import re
 import secrets
@@ -39,6 +43,14 @@ BACKDATED = timedelta(hours=1)  # clocks differ
 DNS_NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
+# SECURITY: what Redis lets each of its users do, https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl
+REDIS_RIGHTS = {
+    "cache": "resetchannels ~c:* ~cl:* ~q:* -@all +get +set +del +incrby +decrby +pttl +pexpire +ping",
+    "queue": "resetchannels &rq:* ~rq:* +@all -@admin -@dangerous +info +client|list",
+}
+MONITOR_RIGHTS = "resetchannels -@all +ping +info +config|get +slowlog|get +slowlog|len +latency|latest +client|setname"
+
+
 class Refused(Exception):
     """What is there is not what it should be, and only its owner can tell what to do."""
 
@@ -61,6 +73,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for folder in ("ca", "tls", "secrets"):
         parser.add_argument(f"--{folder}", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--redis", type=Path, metavar="DIR", help="for the users of both Redis and their passwords")
     parser.add_argument(
         "--grafana", type=Path, metavar="DIR", help="for the password of Grafana's admin, if there is one"
     )
@@ -90,12 +103,36 @@ def _first_start(options: argparse.Namespace) -> None:
             _ensure(options.tls / "ca.crt", lambda: _pem(ca.certificate), PUBLIC)
         _ensure(options.secrets / "token_signing_key.pem", lambda: _private_pem(_new_key()))
         _ensure(options.secrets / "demo_client_secret", _random)
+        if options.redis:
+            _ensure_redis(options.redis)
         if options.grafana:
             options.grafana.mkdir(parents=True, exist_ok=True)
             # For another user to read: nobody else has this folder.
             _ensure(options.grafana / "admin_password", _random, SHARED)
     _warn(options.ca / "ca.crt", ca.certificate, [])
     _warn(options.tls / "server.crt", server, options.name)
+
+
+def _ensure_redis(folder: Path) -> None:
+    """Passwords for who asks, lists of users with their hashes for Redis, and the exporter's own list of passwords."""
+    folder.mkdir(parents=True, exist_ok=True)
+    passwords = {}
+    for name in ("cache", "queue", "monitor"):
+        path = folder / f"{name}_password"
+        _ensure(path, _random)
+        passwords[name] = path.read_text()
+    for name, rights in REDIS_RIGHTS.items():
+        rules = {"default": "off", name: f"on {_hash(passwords[name])} {rights}"}
+        rules["monitor"] = f"on {_hash(passwords['monitor'])} {MONITOR_RIGHTS}"
+        text = "".join(f"user {user} {rule}\n" for user, rule in rules.items())
+        _ensure(folder / f"{name}.acl", text.encode, SHARED)
+    addresses = [f"redis://monitor@redis-{name}:6379" for name in REDIS_RIGHTS]
+    exporter = json.dumps(dict.fromkeys(addresses, passwords["monitor"]))
+    _ensure(folder / "exporter.json", exporter.encode, SHARED)
+
+
+def _hash(password: str) -> str:
+    return f"#{hashlib.sha256(password.encode()).hexdigest()}"
 
 
 def _random() -> bytes:

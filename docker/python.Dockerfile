@@ -36,7 +36,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && rm /parts/app/lib/.lock \
     && install --directory --owner 10001 --group 10001 --mode 0700 /parts/var/lib/tiercel/ca /parts/var/lib/tiercel/tls \
         /parts/var/lib/tiercel/secrets \
-    && install --directory --owner 10001 --group 10001 /parts/var/lib/tiercel/grafana
+    && install --directory --owner 10001 --group 10001 /parts/var/lib/tiercel/grafana /parts/var/lib/tiercel/redis
 COPY --chmod=0644 docker/first_start.py /parts/app/
 RUN find /parts -exec touch --no-dereference --date=@0 {} +
 
@@ -46,7 +46,7 @@ ENV PYTHONPATH=/app/lib PYTHONDONTWRITEBYTECODE=1
 COPY --from=tools-parts /parts /
 USER 10001:10001
 CMD ["python", "/app/first_start.py", "--ca", "/var/lib/tiercel/ca", "--tls", "/var/lib/tiercel/tls", \
-     "--secrets", "/var/lib/tiercel/secrets", "--grafana", "/var/lib/tiercel/grafana"]
+     "--secrets", "/var/lib/tiercel/secrets", "--redis", "/var/lib/tiercel/redis", "--grafana", "/var/lib/tiercel/grafana"]
 
 
 FROM ${PYTHON_IMAGE} AS builder

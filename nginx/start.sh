@@ -3,6 +3,8 @@
 # After a change of files here, of a setting or of a certificate:  start.sh reload   (no request is lost)
 # Only check them:                                                 start.sh check
 set -eu
+# Where Debian has it, which is not in everybody's PATH.
+PATH="$PATH:/usr/sbin"
 
 # Where the filled-in configuration, temporary files and the process id go; where certificates are; the API's socket.
 : "${EDGE_RUN_DIR:=/var/cache/nginx}" "${EDGE_TLS_DIR:=/etc/tiercel/tls}" "${EDGE_API_SOCKET:=/run/tiercel/api.sock}"

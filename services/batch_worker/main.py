@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from pathlib import Path
 
 import rq
 import structlog
@@ -11,7 +12,7 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from inference_core.settings import SettingsError, read_settings
+from inference_core.settings import Settings, SettingsError, read_settings
 from inference_core.telemetry import configure_logging
 
 QUEUE = "jobs"
@@ -41,19 +42,21 @@ def main() -> str | None:
     except SettingsError as error:
         return f"tiercel: {error}"
     configure_logging(settings.log_level)
-    worker = connect(settings.queue_url)
+    worker = connect(settings)
     # Of this name there is nobody else: what is there was killed, and RQ would wait for it to expire.
     worker.connection.delete(worker.key)
     worker.work()
     return None
 
 
-def connect(queue_url: str) -> BatchWorker:
+def connect(settings: Settings) -> BatchWorker:
     """A worker that is called like its container, so that a health check can ask Redis for it."""
+    path = settings.queue_password_file
+    password = {"password": Path(path).read_text().strip()} if path else {}
     return BatchWorker(
         [QUEUE],
         name=socket.gethostname(),
-        connection=Redis.from_url(queue_url),
+        connection=Redis.from_url(settings.queue_url, **password),
         serializer=JSONSerializer,  # SECURITY: RQ's default, pickle, runs what it reads
         worker_ttl=WORKER_TTL,
         job_monitoring_interval=MONITORING_INTERVAL,

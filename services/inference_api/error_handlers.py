@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from inference_core import errors
+from inference_core.quotas import Allowance
 
 RETRY_AFTER_SECONDS = "1"
 
@@ -21,6 +22,7 @@ STATUS: dict[type[errors.TiercelError], int] = {
     errors.UnsupportedCoding: 415,
     errors.UnsupportedFeature: 501,
     errors.NotFound: 404,
+    errors.QuotaExceeded: 429,
     errors.Unavailable: 503,
     errors.DeadlineExceeded: 504,
     errors.InferenceFailed: 500,
@@ -68,6 +70,18 @@ def _refused(req: falcon.Request, resp: falcon.Response, error: errors.TiercelEr
     if isinstance(error, errors.UnsupportedCoding):  # RFC 9110, section 12.5.3: and for no other reason
         resp.set_header("Accept-Encoding", "gzip, deflate")
     _answer(req, resp, status, detail)
+    if isinstance(error, errors.QuotaExceeded):
+        resp.set_header("Retry-After", str(error.allowance.seconds))
+        resp.set_headers(rate_limit(error.allowance))
+
+
+def rate_limit(allowance: Allowance) -> dict[str, str]:
+    """draft-ietf-httpapi-ratelimit-headers-11: the quota, and what is left of it."""
+    quota = allowance.quota
+    return {
+        "RateLimit-Policy": f'"{allowance.name}";q={quota.requests};w={quota.seconds}',
+        "RateLimit": f'"{allowance.name}";r={allowance.remaining};t={allowance.seconds}',
+    }
 
 
 def _refused_by_falcon(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: object) -> None:

@@ -14,7 +14,8 @@ from inference_api.error_handlers import OipError, Problem
 REF = "#/components/schemas/{name}"
 # Every route can meet these: a wrong request, an error of ours.
 COMMON_ERRORS = (400, 500)
-TIMED_ERRORS = (404, 413, 415, 503, 504)
+# Of a prediction.
+TIMED_ERRORS = (404, 413, 415, 429, 503, 504)
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "model": {"in": "path", "required": True, "schema": {"type": "string"}, "example": "efficientnet-lite0"},
@@ -33,6 +34,12 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "in": "header",
         "description": "Answer within this many milliseconds, or 504. Capped by the server's own limit.",
         "schema": {"type": "integer", "minimum": 1},
+    },
+    "Cache-Control": {
+        "in": "header",
+        "description": "no-cache: compute anew; no-store: and do not keep the answer. See Cache-Status of the answer.",
+        "schema": {"type": "string"},
+        "example": "no-cache",
     },
     "Inference-Header-Content-Length": {
         "in": "header",

@@ -7,10 +7,14 @@ import time
 
 import falcon
 
-from inference_api.error_handlers import RETRY_AFTER_SECONDS, error_body
+from inference_api.error_handlers import RETRY_AFTER_SECONDS, error_body, rate_limit
 from inference_core import bodies
 from inference_core.bootstrap import Services
+from inference_core.cache import Question
 from inference_core.errors import InvalidInput, UnsupportedMedia
+from inference_core.model import Model
+from inference_core.predictor import AS_USUAL, Caching
+from inference_core.tensors import Tensor
 from inference_core.watchdog import InFlight
 
 # What clients send when nobody told them what to say: tritonclient nothing, curl its default.
@@ -69,6 +73,39 @@ def watch(req: falcon.Request, services: Services) -> InFlight:
         limit = min(limit, whole_number("X-Request-Timeout-Ms", given, 1))
     deadline = time.monotonic() + limit / 1000
     return services.watchdog.watch(deadline, functools.partial(_answer_in_its_stead, req))
+
+
+def count(req: falcon.Request, resp: falcon.Response, services: Services, model: Model) -> None:
+    """Count this request under its client's quota, before anything is done for it; QuotaExceeded if it is over."""
+    quota, name = services.settings.quota, "default"
+    if model.policy.quota is not None:
+        quota, name = model.policy.quota, model.manifest.name
+    if quota is not None:
+        resp.set_headers(rate_limit(services.quotas.take(_client(req.env), name, quota)))
+
+
+def _client(env: dict[str, str]) -> str:
+    """Who asks: the address that NGINX saw (it overwrites the field); of IPv6 the network, which a client has whole."""
+    address = env.get("HTTP_X_REAL_IP") or env.get("REMOTE_ADDR", "")
+    return ":".join(address.split(":")[:4]) if ":" in address else address
+
+
+def predict(
+    req: falcon.Request, resp: falcon.Response, services: Services, question: Question, in_flight: InFlight
+) -> list[Tensor]:
+    """The answer, and in `Cache-Status` (RFC 9211) how the cache took part, if the model is worth one."""
+    directives = req.env.get("HTTP_CACHE_CONTROL")
+    caching = _caching(directives) if directives else AS_USUAL
+    prediction = services.predictor.predict(question, in_flight, caching)
+    if prediction.cache:
+        resp.set_header("Cache-Status", f"tiercel; {prediction.cache}")
+    return prediction.answer
+
+
+def _caching(directives: str) -> Caching:
+    """RFC 9111, section 5.2.1, as far as it is for a cache of this kind."""
+    names = {directive.partition("=")[0].strip().lower() for directive in directives.split(",")}
+    return Caching(read=not names & {"no-cache", "no-store"}, write="no-store" not in names)
 
 
 def _answer_in_its_stead(req: falcon.Request, hung: bool) -> None:

@@ -28,7 +28,8 @@ def main() -> int | str:
         return f"tiercel: {error}"  # sys.exit prints a string and exits with 1
     with tempfile.TemporaryDirectory(prefix="tiercel-") as folder, _redis(Path(folder) / "redis.sock"):
         command = [sys.executable, "-m", "gunicorn", "-c", "python:inference_api.gunicorn_conf"]
-        with subprocess.Popen(command) as server:
+        environ = {"TIERCEL_CACHE_URL": f"unix://{folder}/redis.sock"} | os.environ
+        with subprocess.Popen(command, env=environ) as server:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda number, frame: server.send_signal(number))
             if _is_ready(bind, server):

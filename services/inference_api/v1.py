@@ -6,14 +6,25 @@ import falcon
 import msgspec
 
 from inference_api.openapi import TIMED_ERRORS, Operation
-from inference_api.requests import UNSPECIFIED, media_type, read_body, read_json_body, watch, whole_number
+from inference_api.requests import (
+    UNSPECIFIED,
+    count,
+    media_type,
+    predict,
+    read_body,
+    read_json_body,
+    watch,
+    whole_number,
+)
 from inference_api.v2 import Resource, send
 from inference_core import instances
+from inference_core.cache import Question
 from inference_core.errors import UnsupportedMedia
 from inference_core.images import MEDIA_TYPES, decode_image
 from inference_core.instances import ModelIdentity, PredictRequest, PredictResponse
 from inference_core.manifest import ImageInput, Manifest, TensorSpec
 from inference_core.model import Model
+from inference_core.tensors import Tensor
 from inference_core.watchdog import InFlight
 
 DEFAULT_TOP_K = 5
@@ -79,39 +90,48 @@ class PredictResource(Resource):
         request_required=True,
         response=PredictResponse,
         binary=MEDIA_TYPES,
-        parameters=("top_k", "X-Request-Timeout-Ms"),
+        parameters=("top_k", "X-Request-Timeout-Ms", "Cache-Control"),
         errors=TIMED_ERRORS,
     )
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         served = self._services.repository.get(model, version)
+        count(req, resp, self._services, served)
         image = _image_input(req, served.manifest)
         top_k = _top_k(req, served.manifest)
         body = read_body(req, self._services.settings.max_body_bytes) if image else read_json_body(req, self._services)
         with watch(req, self._services) as in_flight:
             if image:
-                predictions = self._predict_photo(body, served, image, top_k, in_flight)
+                question, photos = self._photo(body, served, image), True
             else:
                 _check_no_photo(body, served.manifest)
-                predictions = self._predict_instances(body, served, top_k, in_flight)
+                question, photos = self._instances(body, served, in_flight)
+            arrays = predict(req, resp, self._services, question, in_flight)
+        predictions = (
+            _labels(arrays[0], served.manifest, top_k)
+            if photos
+            else instances.to_predictions(served.manifest.outputs, arrays)
+        )
+        if image:
+            [predictions] = predictions
         identity = ModelIdentity(served.manifest.name, served.manifest.version, served.digest)
         send(resp, PredictResponse(predictions, identity))
 
-    def _predict_photo(
-        self, body: bytes, served: Model, image: ImageInput, top_k: int, in_flight: InFlight
-    ) -> list[Any]:
-        tensor = decode_image(body, image, self._services.settings.max_image_pixels)
-        [probabilities] = self._services.predictor.predict(served, {image.input: tensor}, [image.output], in_flight)
-        return instances.best_labels(probabilities[0], served.manifest.labels, top_k)
+    def _photo(self, body: bytes, served: Model, image: ImageInput) -> Question:
+        max_pixels = self._services.settings.max_image_pixels
+        return Question(served, lambda: {image.input: decode_image(body, image, max_pixels)}, [image.output], body)
 
-    def _predict_instances(self, body: bytes, served: Model, top_k: int, in_flight: InFlight) -> list[Any]:
+    def _instances(self, body: bytes, served: Model, in_flight: InFlight) -> tuple[Question, bool]:
+        """What is asked, and whether about photos."""
         manifest, max_pixels = served.manifest, self._services.settings.max_image_pixels
         feeds, photos = instances.decode_instances(body, manifest, max_pixels, in_flight.check)
         outputs = [manifest.image.output] if photos and manifest.image else None
-        arrays = self._services.predictor.predict(served, feeds, outputs, in_flight)
-        if photos:
-            return [instances.best_labels(row, manifest.labels, top_k) for row in arrays[0]]
-        return instances.to_predictions(manifest.outputs, arrays)
+        return Question(served, lambda: feeds, outputs), photos
+
+
+def _labels(probabilities: Tensor, manifest: Manifest, top_k: int) -> list[Any]:
+    """For each photo, its best labels."""
+    return [instances.best_labels(row, manifest.labels, top_k) for row in probabilities]
 
 
 def _image_input(req: falcon.Request, manifest: Manifest) -> ImageInput | None:

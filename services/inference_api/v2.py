@@ -10,9 +10,10 @@ import falcon
 import msgspec
 
 from inference_api.openapi import TIMED_ERRORS, Operation
-from inference_api.requests import read_body, read_json_body, watch, whole_number
+from inference_api.requests import count, predict, read_body, read_json_body, watch, whole_number
 from inference_core import bodies, schema
 from inference_core.bootstrap import Services
+from inference_core.cache import Question
 from inference_core.manifest import Manifest, TensorSpec
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "model_repository(unload_dependents)")
@@ -170,19 +171,21 @@ class InferResource(Resource):
         request_required=True,
         response=schema.InferResponse,
         binary=(BINARY,),
-        parameters=(JSON_SIZE, "X-Request-Timeout-Ms"),
+        parameters=(JSON_SIZE, "X-Request-Timeout-Ms", "Cache-Control"),
         errors=(*TIMED_ERRORS, 501),
     )
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         served = self._services.repository.get(model, version)
+        count(req, resp, self._services, served)
         body, json_size = self._body(req)
         with watch(req, self._services) as in_flight:
             call = schema.decode_request(body, json_size, served.manifest)
             if call.timeout:
                 in_flight.shorten(call.timeout)
             wanted = [spec.name for spec, _ in call.outputs]
-            arrays = self._services.predictor.predict(served, call.feeds, wanted, in_flight)
+            question = Question(served, lambda: call.feeds, wanted)
+            arrays = predict(req, resp, self._services, question, in_flight)
         resp.data, answer_json_size = schema.encode_response(call, served.manifest, arrays)
         if answer_json_size is not None:  # else JSON, as Falcon takes it to be
             resp.content_type = BINARY

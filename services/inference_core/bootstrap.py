@@ -5,12 +5,15 @@ from pathlib import Path
 
 import msgspec
 
+from inference_core.cache import PredictionCache
 from inference_core.model import load_model
 from inference_core.predictor import Predictor
+from inference_core.quotas import Quotas
 from inference_core.repository import Repository
 from inference_core.rollout import Rollout, propose
 from inference_core.settings import Settings
 from inference_core.shared_state import Desired, SharedState
+from inference_core.store import open_store
 from inference_core.thread_plan import granted_cpus, make_plan
 from inference_core.watchdog import Watchdog
 
@@ -21,6 +24,7 @@ class Services(msgspec.Struct, frozen=True):
     rollout: Rollout
     predictor: Predictor
     watchdog: Watchdog
+    quotas: Quotas
 
 
 def bootstrap(settings: Settings) -> Services:
@@ -29,9 +33,14 @@ def bootstrap(settings: Settings) -> Services:
     state = SharedState(Path(settings.state_dir))
     rollout = Rollout(repository, state, settings.max_model_bytes, settings.load_timeout_seconds, settings.poll_seconds)
     watchdog = Watchdog(settings.hang_grace_ms / 1000)
-    rollout.start()
-    watchdog.start()
-    return Services(settings, repository, rollout, Predictor(), watchdog)
+    store = open_store(settings.cache_url, settings.cache_password_file, settings.redis_timeout_ms / 1000)
+    cache = PredictionCache(
+        store, settings.cache_ttl_seconds, settings.cache_max_entry_bytes, settings.cache_local_bytes
+    )
+    quotas = Quotas(store, workers=lambda: len(state.progress()))
+    for part in (rollout, watchdog, quotas):
+        part.start()
+    return Services(settings, repository, rollout, Predictor(cache), watchdog, quotas)
 
 
 def prepare(settings: Settings) -> None:

@@ -7,6 +7,7 @@ TiercelError
 │   ├── UnsupportedCoding   ... because of its content coding
 │   └── UnsupportedFeature  ... because it asks for an extension that is not offered
 ├── NotFound                no such model or version
+├── QuotaExceeded           the caller has asked for more than its quota
 ├── Unavailable             the model or the server cannot answer now
 ├── DeadlineExceeded        the caller's deadline passed
 ├── InferenceFailed         the runtime failed on input that had been accepted
@@ -15,6 +16,8 @@ TiercelError
 A message names what was concerned, what was expected and what came. None of these knows HTTP:
 `inference_api.error_handlers` holds the one table from this tree to status codes.
 """
+
+from typing import Any
 
 import msgspec
 
@@ -45,6 +48,14 @@ class UnsupportedFeature(InvalidInput):
 
 class NotFound(TiercelError):
     pass
+
+
+class QuotaExceeded(TiercelError):
+    """`allowance` is what is left: an `inference_core.quotas.Allowance`."""
+
+    def __init__(self, text: str, allowance: Any) -> None:
+        super().__init__(text)
+        self.allowance = allowance
 
 
 class Unavailable(TiercelError):

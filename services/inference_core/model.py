@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import time
 from pathlib import Path
 
 # ONNX Runtime 1.29 and later report usage on Linux unless told not to, from the moment of import.
@@ -13,6 +14,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from inference_core.errors import DeadlineExceeded, InferenceFailed, InvalidInput, PackageRefused
 from inference_core.manifest import Package, TensorSpec
+from inference_core.policy import Policy
 from inference_core.tensors import DATATYPES, Tensor
 
 WARM_UP_RUNS = 2
@@ -30,6 +32,9 @@ class Model:
     def __init__(self, package: Package, intra_op_threads: int) -> None:
         self.manifest = package.manifest
         self.digest = package.digest
+        self.policy = Policy()
+        # What a prediction costs, on average: the warm-up's at first, then that of requests, photos decoded.
+        self.seconds = 0.0
         try:
             self._session = ort.InferenceSession(
                 package.model, _session_options(intra_op_threads), providers=["CPUExecutionProvider"]
@@ -60,7 +65,9 @@ class Model:
         feeds = {spec.name: _example(spec) for spec in self.manifest.inputs}
         try:
             for _ in range(WARM_UP_RUNS):
+                began = time.perf_counter()
                 arrays = self.run(feeds, None, RunOptions())
+                self.seconds = time.perf_counter() - began
         except (InferenceFailed, InvalidInput) as error:
             raise PackageRefused(f"model.onnx: fails on a warm-up input of zeros: {error}") from None
         for spec, array in zip(self.manifest.outputs, arrays, strict=True):

@@ -1,27 +1,16 @@
 """The model repository as one process sees it: which packages exist on disk, and which it has loaded.
 
 <root>/<name>/<version>/    packages, see manifest.py
-<root>/<name>/model.toml    the model's policy, which may change without a new version
+<root>/<name>/model.toml    the model's policy, see policy.py
 """
 
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import msgspec
-
-from inference_core.errors import NotFound, PackageRefused, TiercelError, Unavailable
-from inference_core.manifest import Package, Version, is_name, is_version, read_package
+from inference_core.errors import NotFound, TiercelError, Unavailable
+from inference_core.manifest import Package, is_name, is_version, read_package
 from inference_core.model import Model
-
-POLICY_FILE = "model.toml"
-
-
-class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `model.toml` may say."""
-
-    # Serve this version instead of the newest.
-    version: Version | None = None
+from inference_core.policy import Policy, read_policy
 
 
 class Repository:
@@ -54,15 +43,21 @@ class Repository:
         """
         failures = {}
         for name, version in versions.items():
-            current = self._models.get(name)
             if version is None:
                 self._models.pop(name, None)
-            elif current is None or current.manifest.version != version:
-                try:
-                    self._models[name] = self._load(read_package(self.folder(name, version), self._max_bytes))
-                except TiercelError as error:
-                    failures[name] = f"version {version}: {error}"
+                continue
+            try:
+                self._serve(name, version)
+            except TiercelError as error:
+                failures[name] = f"version {version}: {error}"
         return failures
+
+    def _serve(self, name: str, version: str) -> None:
+        policy, model = self.policy(name), self._models.get(name)
+        if model is None or model.manifest.version != version:
+            model = self._load(read_package(self.folder(name, version), self._max_bytes))
+        model.policy = policy
+        self._models[name] = model
 
     def names(self) -> list[str]:
         """Every model with at least one version on disk."""
@@ -90,10 +85,4 @@ class Repository:
         return self.policy(name).version or versions[-1]
 
     def policy(self, name: str) -> Policy:
-        path = self.root / name / POLICY_FILE
-        if not path.exists():
-            return Policy()
-        try:
-            return msgspec.convert(tomllib.loads(path.read_text()), Policy)
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-            raise PackageRefused(f"{name}/{POLICY_FILE}: {error}") from None
+        return read_policy(self.root / name)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from inference_core.errors import in_plain_words
+from inference_core.policy import Quota
 
 PREFIX = "TIERCEL_"
 
@@ -39,8 +40,21 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # How often to look for new version folders; 0: never, versions are loaded on request only.
     poll_seconds: Seconds = 0
     load_timeout_seconds: Seconds = 20
+    # The Redis for what may be lost: cached predictions and quotas; empty: neither.
+    cache_url: str = ""
+    cache_password_file: str = ""
+    cache_ttl_seconds: Annotated[float, msgspec.Meta(gt=0, le=30 * 86400)] = 3600
+    cache_max_entry_bytes: Positive = 1 << 20
+    # In each worker, in front of Redis.
+    cache_local_bytes: Count = 8 << 20
+    # Predictions that a client may ask for in a time; 0: as many as it likes.
+    quota_requests: Count = 0
+    quota_seconds: Annotated[int, msgspec.Meta(ge=1, le=86400)] = 60
+    # How long a request waits for Redis at most, for each command.
+    redis_timeout_ms: Positive = 50
     # The Redis that keeps batch jobs; empty: there are none.
     queue_url: str = ""
+    queue_password_file: str = ""
     request_timeout_ms: Positive = 5000
     # How long after its deadline an inference may go on before its worker is given up and replaced.
     hang_grace_ms: Positive = 1000
@@ -50,6 +64,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_json_depth: Depth = 32
     max_model_bytes: Positive = 1 << 30
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def quota(self) -> Quota | None:
+        return Quota(self.quota_requests, self.quota_seconds) if self.quota_requests else None
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

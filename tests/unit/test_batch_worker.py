@@ -15,6 +15,7 @@ from servers import wait_until
 
 from batch_worker.main import QUEUE, connect
 from inference_api.serve import _redis
+from inference_core.settings import Settings
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_a_function_that_is_not_on_the_list_is_not_called(url: str, tmp_path: Pa
     victim = tmp_path / "victim"
     with Redis.from_url(url) as redis:
         job = rq.Queue(QUEUE, connection=redis, serializer=JSONSerializer).enqueue("os.mkdir", str(victim))
-        worker = connect(url)
+        worker = connect(Settings(queue_url=url))
         worker.work(burst=True)
         worker.connection.close()
         assert job.get_status() == JobStatus.FAILED
@@ -39,7 +40,7 @@ def test_a_pickle_on_the_queue_is_not_run(url: str, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     with Redis.from_url(url) as redis:
         rq.Queue(QUEUE, connection=redis).enqueue("os.mkdir", str(victim))  # with RQ's default serializer
-        worker = connect(url)
+        worker = connect(Settings(queue_url=url))
         worker.work(burst=True)
         worker.connection.close()
     assert not victim.exists()

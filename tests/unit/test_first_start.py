@@ -1,6 +1,8 @@
 import base64
 import fcntl
+import hashlib
 import importlib.util
+import json
 import os
 import ssl
 import subprocess
@@ -11,6 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import rq
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -22,7 +25,12 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from redis import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError
+from rq.serializers import JSONSerializer
 from servers import wait_until
+
+from inference_api.serve import _redis_program
 
 SCRIPT = Path(__file__).parents[2] / "docker" / "first_start.py"
 SPEC = importlib.util.spec_from_file_location("first_start", SCRIPT)
@@ -173,6 +181,93 @@ def test_grafana_gets_a_password_that_its_own_user_can_read(start: Callable[...,
     assert (password.stat().st_mode & 0o777, password.parent.stat().st_mode & 0o777) == (0o444, 0o755)
     assert len(password.read_bytes()) == 43
     assert start("--grafana", "grafana")[-1] == "kept    grafana/admin_password"
+
+
+def test_both_redis_get_users_whose_passwords_are_in_files(start: Callable[..., list[str]]) -> None:
+    """Redis itself sees hashes only; who asks it has the password, and nobody may do without."""
+    start("--redis", "redis")
+    for name in ("cache", "queue"):
+        password = Path(f"redis/{name}_password")
+        assert password.stat().st_mode & 0o777 == 0o600
+        users = Path(f"redis/{name}.acl").read_text()
+        assert hashlib.sha256(password.read_bytes()).hexdigest() in users
+        assert password.read_text() not in users
+        assert "user default off\n" in users
+    exporter = json.loads(Path("redis/exporter.json").read_text())
+    assert set(exporter.values()) == {Path("redis/monitor_password").read_text()}
+    before = contents()
+    start("--redis", "redis")
+    assert not changed(before)
+
+
+@pytest.fixture
+def redis_with_users(start: Callable[..., list[str]], tmp_path: Path) -> Iterator[Callable[[str], Redis]]:
+    """A client of each user, of a Redis with the rights that `name` has."""
+    start("--redis", "redis")
+    started, clients = [], []
+
+    def connect(name: str, user: str = "", instance: str = "") -> Redis:
+        path = tmp_path / f"{instance or name}.sock"
+        if not path.exists():
+            command = [_redis_program(), "--port", "0", "--unixsocket", str(path), "--save", ""]
+            acl = tmp_path / f"redis/{instance or name}.acl"
+            started.append(subprocess.Popen([*command, "--aclfile", str(acl)], stdout=subprocess.DEVNULL))
+            wait_until(path.is_socket, "Redis has started")
+        password = (tmp_path / f"redis/{user or name}_password").read_text()
+        clients.append(Redis(unix_socket_path=str(path), username=user or name, password=password, protocol=2))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+    for process in started:
+        process.terminate()
+        process.wait()
+
+
+def test_the_cache_may_do_what_the_cache_does_and_no_more(redis_with_users: Callable[..., Redis]) -> None:
+    cache = redis_with_users("cache")
+    assert cache.set("c:1", b"x", px=1000)
+    assert cache.get("c:1") == b"x"
+    assert cache.set("cl:1", b"", nx=True, px=1000)
+    assert cache.incrby("q:default:me", 2) == 2
+    assert cache.pttl("q:default:me") == -1
+    cache.delete("c:1", "cl:1")
+    for forbidden in (
+        lambda: cache.get("other"),
+        lambda: cache.set("rq:job:1", b""),
+        cache.flushall,
+        lambda: cache.config_get("*"),
+        lambda: cache.keys("*"),
+        lambda: cache.eval("return 1", 0),
+        lambda: cache.execute_command("RESTORE", "c:1", 0, b""),
+    ):
+        with pytest.raises(NoPermissionError):
+            forbidden()
+
+
+def test_the_queue_may_do_what_rq_does_and_no_more(redis_with_users: Callable[..., Redis]) -> None:
+    queue = redis_with_users("queue")
+    job = rq.Queue("jobs", connection=queue, serializer=JSONSerializer).enqueue("builtins.len", [1, 2])
+    rq.SimpleWorker(["jobs"], connection=queue, serializer=JSONSerializer).work(burst=True)
+    assert job.return_value() == 2
+    for forbidden in (lambda: queue.get("c:1"), queue.flushall, lambda: queue.config_set("maxmemory", 1)):
+        with pytest.raises(NoPermissionError):
+            forbidden()
+
+
+def test_the_monitor_may_look_and_nothing_else(redis_with_users: Callable[..., Redis]) -> None:
+    monitor = redis_with_users("monitor", "monitor", "cache")
+    assert monitor.info()["redis_version"]
+    for forbidden in (lambda: monitor.get("c:1"), lambda: monitor.config_set("maxmemory", 1), monitor.acl_list):
+        with pytest.raises(NoPermissionError):
+            forbidden()
+
+
+def test_nobody_else_may_do_anything(redis_with_users: Callable[..., Redis], tmp_path: Path) -> None:
+    redis_with_users("cache").ping()
+    with Redis(unix_socket_path=str(tmp_path / "cache.sock"), protocol=2) as nobody, pytest.raises(AuthenticationError):
+        nobody.ping()
 
 
 def test_no_secret_is_printed(start: Callable[..., list[str]]) -> None:

@@ -6,12 +6,15 @@ import pytest
 from builders import manifest, tensor
 from servers import wait_until
 
+from inference_core.cache import PredictionCache, Question
 from inference_core.errors import DeadlineExceeded, InferenceFailed
 from inference_core.model import Model, RunOptions
 from inference_core.predictor import Predictor
+from inference_core.store import Store
 from inference_core.tensors import Tensor
 from inference_core.watchdog import InFlight
 
+NO_CACHE = PredictionCache(Store(None, "none"), 60, 1 << 20, 1 << 20)
 FEEDS = {"x": np.zeros((1, 2), np.float32)}
 
 
@@ -20,6 +23,7 @@ class FakeModel:
 
     def __init__(self) -> None:
         self.manifest = manifest([tensor("FP32", -1, 2)])
+        self.seconds = 0.0
         self.runs: list[tuple[Any, ...]] = []
         self.resume = threading.Event()
         self.resume.set()
@@ -48,13 +52,14 @@ class FakeCall:
 def predict(
     predictor: Predictor, model: FakeModel, seconds: float = 20, outputs: list[str] | None = None
 ) -> list[Tensor]:
-    return predictor.predict(cast(Model, model), FEEDS, outputs, cast(InFlight, FakeCall(seconds)))
+    question = Question(cast(Model, model), lambda: FEEDS, outputs)
+    return predictor.predict(question, cast(InFlight, FakeCall(seconds))).answer
 
 
 def test_a_prediction_is_a_run_of_the_model() -> None:
     """The model gets the arrays, the names of the wanted outputs and the options by which it can be stopped."""
     model = FakeModel()
-    [answer] = predict(Predictor(), model, outputs=["y"])
+    [answer] = predict(Predictor(NO_CACHE), model, outputs=["y"])
     assert answer.tolist() == [1]
     [(feeds, outputs, options)] = model.runs
     assert feeds is FEEDS
@@ -64,7 +69,7 @@ def test_a_prediction_is_a_run_of_the_model() -> None:
 
 def test_one_prediction_at_a_time() -> None:
     """The thread plan counts on it."""
-    model, predictor = FakeModel(), Predictor()
+    model, predictor = FakeModel(), Predictor(NO_CACHE)
     model.resume.clear()
     threads = [threading.Thread(target=predict, args=(predictor, model)) for _ in range(4)]
     for thread in threads:
@@ -79,7 +84,7 @@ def test_one_prediction_at_a_time() -> None:
 
 def test_who_waits_beyond_the_deadline_is_not_served() -> None:
     """While another runs, a request waits no longer than it has time."""
-    model, predictor = FakeModel(), Predictor()
+    model, predictor = FakeModel(), Predictor(NO_CACHE)
     model.resume.clear()
     thread = threading.Thread(target=predict, args=(predictor, model))
     thread.start()
@@ -94,7 +99,7 @@ def test_who_waits_beyond_the_deadline_is_not_served() -> None:
 @pytest.mark.parametrize("seconds", [0, -1])
 def test_who_comes_after_the_deadline_is_not_served(seconds: float) -> None:
     """A request whose time is over costs no inference, and leaves the way free for the next."""
-    model, predictor = FakeModel(), Predictor()
+    model, predictor = FakeModel(), Predictor(NO_CACHE)
     with pytest.raises(DeadlineExceeded, match=r"^model m: its deadline passed before it could be served$"):
         predict(predictor, model, seconds)
     assert not model.runs
@@ -103,7 +108,7 @@ def test_who_comes_after_the_deadline_is_not_served(seconds: float) -> None:
 
 def test_a_failure_leaves_the_way_free() -> None:
     """A model that fails does not block the next request."""
-    model, predictor = FakeModel(), Predictor()
+    model, predictor = FakeModel(), Predictor(NO_CACHE)
     model.run = lambda *_: _raise(InferenceFailed("no"))  # type: ignore[method-assign]
     with pytest.raises(InferenceFailed):
         predict(predictor, model)

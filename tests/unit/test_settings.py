@@ -3,6 +3,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from native.configuration import DEFAULTS
 
 from inference_core.settings import Settings, SettingsError, read_settings, variable
 
@@ -128,7 +129,9 @@ def test_the_example_lists_every_setting_with_its_default_and_meaning() -> None:
 def test_variables_of_the_stack_have_the_defaults_that_the_example_says() -> None:
     used = dict(re.findall(r"\$\{(\w+):-([^}]*)}", (ROOT / "compose.yaml").read_text()))
     assert {name: EXAMPLE[name][0] for name in used} == used
-    assert {name for name in EXAMPLE if not name.startswith("TIERCEL_")} <= used.keys()
+    from_native = {name: value for name, value in DEFAULTS.items() if not name.startswith("TIERCEL_")}
+    assert {name: EXAMPLE[name][0] for name in from_native} == from_native
+    assert {name for name in EXAMPLE if not name.startswith("TIERCEL_")} <= used.keys() | from_native.keys()
     assert set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text())) == used.keys(), "one without a default"
 
 

@@ -1,0 +1,215 @@
+"""Predictions that were made before: in this process, and in Redis for all.
+
+A key is a digest of everything that an answer follows from: the package, the wanted outputs, and each input's name,
+type, shape and bytes; for a photo, its bytes before they are decoded. So an entry of a replaced version, or of another
+model, type or shape with the same bytes, cannot be found. Entries expire, and a broken one is taken for none.
+"""
+
+import hashlib
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from inference_core.model import Model
+from inference_core.store import Store, StoreAway
+from inference_core.tensors import Tensor
+
+# What must lie between a model's cost and a look-up's: most look-ups find nothing.
+WORTH = 4.0
+# Seconds by which entries expire earlier or later than others, as a fraction of their time.
+JITTER = 0.1
+POLL_SECONDS = 0.002
+# How long others wait for who computes, in multiples of what the model usually takes, and at least.
+PATIENCE, MIN_PATIENCE_SECONDS = 5.0, 0.05
+
+Answer = list[Tensor]
+Feeds = dict[str, Tensor]
+
+
+class Question(msgspec.Struct):
+    """What a model is asked: inputs by name, made when they are needed; or the `photo` that they are made of."""
+
+    model: Model
+    feeds: Callable[[], Feeds]
+    # None: all.
+    outputs: list[str] | None = None
+    photo: bytes | None = None
+
+    def key(self) -> bytes:
+        digest = hashlib.sha256()
+        for part in self._parts():
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+        return b"c:" + digest.digest()
+
+    def _parts(self) -> "Iterator[bytes | memoryview]":
+        yield self.model.digest.encode()
+        yield msgspec.msgpack.encode(self.outputs)
+        if self.photo is not None:
+            yield b"photo"
+            yield self.photo
+            return
+        yield b"tensors"
+        for name, tensor in sorted(self.feeds().items()):
+            yield msgspec.msgpack.encode((name, tensor.dtype.str, tensor.shape))
+            if tensor.dtype == object:
+                yield msgspec.msgpack.encode(tensor.ravel().tolist())
+            else:
+                yield np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+
+
+class Stored(msgspec.Struct, array_like=True):
+    datatype: str
+    shape: tuple[int, ...]
+    data: Any
+
+
+class PredictionCache:
+    """`local_bytes` of answers in this process, in front of `store`. Entries over `max_entry_bytes` are not kept."""
+
+    def __init__(self, store: Store, ttl_seconds: float, max_entry_bytes: int, local_bytes: int) -> None:
+        self._store = store
+        self._ttl = ttl_seconds
+        self._max_entry_bytes = max_entry_bytes
+        self._local = LocalTier(local_bytes)
+
+    def is_worth(self, model: Model) -> bool:
+        """Whether to look: as the model's policy says, or if it costs clearly more than looking."""
+        if not self._store.exists or model.policy.cache == "off":
+            return False
+        return model.policy.cache == "on" or model.seconds > WORTH * self._store.seconds
+
+    def get(self, key: bytes) -> Answer | None:
+        if found := self._local.get(key):
+            return found
+        try:
+            text = self._store.ask(lambda redis: redis.get(key))
+        except StoreAway:
+            return None
+        if not isinstance(text, bytes) or (answer := _decode(text)) is None:
+            return None
+        self._local.put(key, answer, len(text), self._lifetime())
+        return answer
+
+    def put(self, key: bytes, answer: Answer) -> bool:
+        """Keep `answer` and let those who wait for it have it; whether it could be kept for all."""
+        text, lifetime = _encode(answer), self._lifetime()
+        if len(text) > self._max_entry_bytes:
+            self.give_up(key)
+            return False
+        self._local.put(key, answer, len(text), lifetime)
+        try:
+            self._store.ask(
+                lambda redis: _execute(redis, ("SET", key, text, "PX", int(lifetime * 1000)), ("DEL", _claim(key)))
+            )
+        except StoreAway:
+            return False
+        return True
+
+    def claim(self, key: bytes, seconds: float) -> bool:
+        """Whether it is for us to compute, as nobody has said so in the last `seconds`. Without Redis it is."""
+        try:
+            return bool(
+                self._store.ask(lambda redis: redis.set(_claim(key), b"", nx=True, px=max(1, int(seconds * 1000))))
+            )
+        except StoreAway:
+            return True
+
+    def give_up(self, key: bytes) -> None:
+        """What was claimed will not come."""
+        try:
+            self._store.ask(lambda redis: redis.delete(_claim(key)))
+        except StoreAway:
+            return
+
+    def wait(self, key: bytes, seconds: float) -> Answer | None:
+        """What somebody else computes, or None if it is for us after all."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            if (answer := self.get(key)) is not None:
+                return answer
+            if self.claim(key, seconds):
+                return None
+        return None
+
+    def _lifetime(self) -> float:
+        return self._ttl * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # so that not all expire at once
+
+
+def patience(model: Model) -> float:
+    """Seconds after which an answer that somebody computes is not waited for any longer."""
+    return max(PATIENCE * model.seconds, MIN_PATIENCE_SECONDS)
+
+
+class LocalTier:
+    """The answers that were used last, `max_bytes` of them as they are stored; nobody may write into them."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._entries: OrderedDict[bytes, tuple[Answer, int, float]] = OrderedDict()
+
+    def get(self, key: bytes) -> Answer | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if time.monotonic() > entry[2]:
+            self._drop(key)
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: bytes, answer: Answer, size: int, lifetime: float) -> None:
+        self._drop(key)
+        if size > self._max_bytes:
+            return
+        self._entries[key] = (answer, size, time.monotonic() + lifetime)
+        self._bytes += size
+        while self._bytes > self._max_bytes:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: bytes) -> None:
+        if entry := self._entries.pop(key, None):
+            self._bytes -= entry[1]
+
+
+def _claim(key: bytes) -> bytes:
+    return b"cl" + key[1:]
+
+
+def _execute(redis: Any, *commands: tuple[Any, ...]) -> Any:
+    """Several commands in one round trip."""
+    pipeline = redis.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    return pipeline.execute()
+
+
+def _encode(answer: Answer) -> bytes:
+    return msgspec.msgpack.encode(
+        [
+            Stored(tensor.dtype.str, tensor.shape, tensor.tolist() if tensor.dtype == object else tensor.tobytes())
+            for tensor in answer
+        ]
+    )
+
+
+def _decode(text: bytes) -> Answer | None:
+    try:
+        return [_tensor(stored) for stored in msgspec.msgpack.decode(text, type=list[Stored])]
+    except (msgspec.DecodeError, TypeError, ValueError):  # of another release, or not ours
+        return None
+
+
+def _tensor(stored: Stored) -> Tensor:
+    if stored.datatype == "|O":
+        tensor = np.empty(stored.shape, object)
+        tensor[...] = np.array(stored.data, object).reshape(stored.shape)
+        return tensor
+    return np.frombuffer(stored.data, np.dtype(stored.datatype)).reshape(stored.shape)

@@ -1,0 +1,111 @@
+"""Redis in the road of a prediction: quick, or not at all.
+
+Nothing there is worth a wait. A command has tens of milliseconds and is never tried again; after a few failures in a
+row nobody asks any more, until a thread beside the road has found that Redis is back. Who uses it goes on without.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+T = TypeVar("T")
+
+MAX_FAILURES = 3
+PROBE_SECONDS = 1.0
+CONNECTIONS = 8
+# Of the newest round trip in the running average.
+WEIGHT = 0.05
+
+log = structlog.get_logger()
+
+
+class StoreAway(Exception):
+    """It did not answer, or is not asked for the time being."""
+
+
+class Store:
+    """`ask` runs commands on the client. `seconds` is what a round trip takes, on average."""
+
+    def __init__(self, client: "Redis | None", name: str, probe_seconds: float = PROBE_SECONDS) -> None:
+        self._client = client
+        self._name = name
+        self._probe_seconds = probe_seconds
+        self._failures = 0
+        self._lock = threading.Lock()
+        self.away = client is None
+        self.seconds = 100e-6
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is one at all."""
+        return self._client is not None
+
+    def ask(self, commands: Callable[["Redis"], T]) -> T:
+        """What `commands` returns, or StoreAway, after the timeout at the latest."""
+        if self.away or self._client is None:
+            raise StoreAway(self._name)
+        began = time.perf_counter()
+        try:
+            answer = commands(self._client)
+        except (RedisConnectionError, RedisTimeoutError) as error:  # refused, cut, silent, still loading its data
+            self._failed(error)
+            raise StoreAway(self._name) from error
+        except RedisError as error:  # it is there and will not: full, read-only, not permitted
+            log.warning("redis refuses a command", redis=self._name, reason=str(error))
+            raise StoreAway(self._name) from error
+        self._failures = 0
+        self.seconds += WEIGHT * (time.perf_counter() - began - self.seconds)
+        return answer
+
+    def _failed(self, error: Exception) -> None:
+        with self._lock:
+            self._failures += 1
+            if self.away or self._failures < MAX_FAILURES:
+                return
+            self.away = True
+        log.warning("redis is away", redis=self._name, reason=str(error))
+        threading.Thread(target=self._wait_for_return, name="redis-probe", daemon=True).start()
+
+    def _wait_for_return(self) -> None:
+        while not self._is_back():
+            time.sleep(self._probe_seconds * random.uniform(0.8, 1.2))  # noqa: S311  # not all workers at once
+        # On probation: if it fails at once, that once is enough.
+        self._failures = MAX_FAILURES - 1
+        self.away = False
+        log.info("redis is back", redis=self._name)
+
+    def _is_back(self) -> bool:
+        try:
+            return bool(self._client and self._client.ping())
+        except RedisError:
+            return False
+
+
+def open_store(url: str, password_file: str, timeout_seconds: float) -> Store:
+    """The Redis at `url`; with an empty one, a store that is always away. It connects when it is first asked."""
+    if not url:
+        return Store(None, "none")
+    options: dict[str, Any] = {"password": Path(password_file).read_text().strip()} if password_file else {}
+    client = Redis.from_url(
+        url,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        # Its own default tries ten times over several seconds (redis-py #4082).
+        retry=Retry(NoBackoff(), 0),
+        max_connections=CONNECTIONS,
+        driver_info=None,
+        protocol=2,
+        **options,
+    )
+    return Store(client, url.rpartition("@")[2])
