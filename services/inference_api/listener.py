@@ -89,7 +89,10 @@ def _bound(address: str) -> list[socket.socket]:
     if not port.isdecimal():  # empty, or wrong: the settings will say so
         return []
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return [socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)]
+    try:
+        return [socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)]
+    except OSError as error:
+        sys.exit(f"TIERCEL_BIND: {address}: {os.strerror(error.errno) if error.errno else error}")
 
 
 def _above(sock: socket.socket) -> int:

@@ -7,11 +7,12 @@ import time
 
 import falcon
 
+from inference_api.admission import age
 from inference_api.error_handlers import RETRY_AFTER_SECONDS, error_body, rate_limit
 from inference_core import bodies
 from inference_core.bootstrap import Services
 from inference_core.cache import Question
-from inference_core.errors import InvalidInput, UnsupportedMedia
+from inference_core.errors import DeadlineExceeded, InvalidInput, UnsupportedMedia
 from inference_core.model import Model
 from inference_core.predictor import AS_USUAL, Caching
 from inference_core.tensors import Tensor
@@ -65,13 +66,16 @@ def whole_number(what: str, given: str, least: int, most: int | None = None) -> 
 def watch(req: falcon.Request, services: Services) -> InFlight:
     """The context in which this request is answered by its deadline: `X-Request-Timeout-Ms`, or the server's own limit.
 
-    Read the body before: a client that sends slowly is no inference that hangs.
+    It counts from when NGINX had the request. Read the body before: a client that sends slowly is no hanging inference.
     """
     limit = services.settings.request_timeout_ms
     given = req.env.get("HTTP_X_REQUEST_TIMEOUT_MS")
     if given is not None:
         limit = min(limit, whole_number("X-Request-Timeout-Ms", given, 1))
-    deadline = time.monotonic() + limit / 1000
+    remaining = limit / 1000 - age(req.env)
+    if remaining <= 0:
+        raise DeadlineExceeded("request: its deadline passed before its turn came")
+    deadline = time.monotonic() + remaining
     return services.watchdog.watch(deadline, functools.partial(_answer_in_its_stead, req))
 
 

@@ -168,6 +168,15 @@ def test_a_command_that_is_not_there_is_named(start: Start, path: Path) -> None:
     assert process.returncode == 1
 
 
+def test_an_address_that_is_taken_is_named(start: Start, path: Path) -> None:
+    hold(start, path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = start("use", path, "true", TIERCEL_BIND=address)
+        assert f"TIERCEL_BIND: {address}: Address already in use" in process.communicate(timeout=10)[1]
+    assert process.returncode == 1
+
+
 @pytest.mark.parametrize("arguments", [(), ("hold",), ("use", "/path"), ("drop", "/path")])
 def test_other_arguments_get_the_usage(start: Start, arguments: tuple[str, ...]) -> None:
     process = start(*arguments)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from servers import read_answer
 
+from inference_api.admission import Admission
 from inference_api.workers.connection import Connection
 from inference_api.workers.llhttp import KEEP_WITHIN_SECONDS, LlhttpWorker
 
@@ -322,3 +323,125 @@ def test_a_worker_that_has_drained_waits_for_a_request_that_is_arriving(loop: An
         made.turn()
         assert received(client).endswith(b"body")
     assert made.worker._ended(now + 9)
+
+
+REFUSED = b"HTTP/1.1 503 Service Unavailable"
+
+
+def overloaded(loop: Any, app: Callable[..., Iterable[bytes]], seconds: float = 0.01) -> Loop:
+    """A worker whose queue is long, with room for five: a request takes `seconds`, and may wait for five times that."""
+    made = loop(app)
+    made.worker._admission = Admission(5 * seconds)
+    for _ in range(500):
+        made.worker._admission.served(seconds * 1.0001)
+    made.worker._admission.served = lambda seconds: None
+    made.worker._is_late = True
+    made.worker._serve_waiting = lambda: None  # until the test lets them have their turn
+    return made
+
+
+def a_turn(made: Loop) -> None:
+    del made.worker._serve_waiting
+    made.worker._serve_waiting()
+    made.worker._serve_waiting = lambda: None
+
+
+def test_once_the_queue_is_long_what_has_no_room_is_refused_at_once(loop: Any) -> None:
+    """At the maximum none, and from then on each; those within are answered in their order."""
+    order: list[str] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        order.append(environ["PATH_INFO"])
+        start_response("200 OK", [])
+        return [b"body"]
+
+    made = overloaded(loop, app)
+    clients = [made.connect(b"GET /%d HTTP/1.1\r\nHost: test\r\n\r\n" % i) for i in range(7)]
+    made.turn(10)
+    answers = [received(client) for client in clients]
+    assert answers[:5] == [b""] * 5
+    assert [answer[: len(REFUSED)] for answer in answers[5:]] == [REFUSED] * 2
+    assert all(b"\r\nRetry-After: 1\r\n" in answer for answer in answers[5:])
+    for client in clients[:5]:
+        a_turn(made)
+        assert received(client).endswith(b"body")
+    assert order == ["/0", "/1", "/2", "/3", "/4"]
+    for client in clients:
+        client.close()
+
+
+def test_who_has_time_comes_after_who_has_not_and_has_less_room(loop: Any) -> None:
+    made = overloaded(loop, app_of(b"body"))
+    background = [made.connect(b"GET / HTTP/1.1\r\nHost: test\r\nPriority: u=7\r\n\r\n") for _ in range(4)]
+    made.turn(10)
+    assert [received(client)[:12] for client in background] == [b"", b"", b"", b"HTTP/1.1 503"]
+    with made.connect(REQUEST) as interactive:
+        made.turn(10)
+        a_turn(made)
+        assert received(interactive).endswith(b"body")
+        assert received(background[0]) == b""
+        a_turn(made)
+        assert received(background[0]).endswith(b"body")
+    for client in background:
+        client.close()
+
+
+def test_who_has_waited_for_too_long_already_is_refused(loop: Any) -> None:
+    made = overloaded(loop, app_of(b"body"))
+    with made.connect(b"GET / HTTP/1.1\r\nHost: test\r\nX-Request-Start: t=%.3f\r\n\r\n" % (time.time() - 1)) as client:
+        made.turn()
+        assert received(client).startswith(REFUSED)
+
+
+def test_who_has_gone_is_not_computed_for(loop: Any) -> None:
+    called: list[int] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        called.append(1)
+        start_response("200 OK", [])
+        return [b"body"]
+
+    made = overloaded(loop, app)
+    gone, stays = made.connect(REQUEST), made.connect(REQUEST)
+    made.turn(10)
+    gone.close()
+    a_turn(made)
+    assert received(stays).endswith(b"body")
+    assert called == [1]
+    stays.close()
+
+
+def test_health_is_answered_whatever_waits(loop: Any) -> None:
+    made = overloaded(loop, app_of(b"body"))
+    clients = [made.connect(REQUEST) for _ in range(6)]
+    with made.connect(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n") as health:
+        made.turn(10)
+        assert received(health).endswith(b"body")
+    for client in clients:
+        client.close()
+
+
+def test_a_queue_that_is_empty_is_no_longer_long(loop: Any) -> None:
+    made = overloaded(loop, app_of(b"body"))
+    with made.connect(REQUEST) as client:
+        made.turn()
+        a_turn(made)
+        assert received(client).endswith(b"body")
+        assert made.worker._is_late
+    a_turn(made)
+    assert not made.worker._is_late
+
+
+def test_a_queue_is_long_once_requests_wait_though_the_worker_never_rests(loop: Any) -> None:
+    made = loop(app_of(b"body"))
+    old = b"GET / HTTP/1.1\r\nHost: test\r\nX-Request-Start: t=%.3f\r\n\r\n" % (time.time() - 1)
+    with made.connect(old) as client:
+        made.turn()
+        assert received(client).endswith(b"body")
+        assert not made.worker._is_late, "it has only just begun to be busy"
+    made.worker._idle_at = made.worker._now - 1
+    made.worker._serve_waiting = lambda: None
+    with made.connect(old) as client:
+        made.turn()
+        assert received(client).endswith(b"body")
+        assert made.worker._is_late

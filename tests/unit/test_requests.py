@@ -25,7 +25,7 @@ def request(body: bytes = b"", **environ: Any) -> falcon.Request:
 def services(**settings: Any) -> Services:
     """As much of the services as reading a request takes."""
     parts: dict[str, Any] = {"settings": Settings(max_body_bytes=LIMIT, **settings), "watchdog": Watchdog(1)}
-    return Services(repository=None, rollout=None, predictor=None, **parts)  # type: ignore[arg-type]
+    return Services(repository=None, rollout=None, predictor=None, quotas=None, **parts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [0, 1, LIMIT])

@@ -19,6 +19,7 @@ from typing import Any
 
 from gunicorn.workers.base import Worker
 
+from inference_api.admission import Admission, age, is_background, is_exempt
 from inference_api.workers.connection import Connection, Environ, Limits, Refusal, Request, base_environ
 from inference_api.workers.response import CLOSE, Response, respond
 from inference_core.settings import read_settings
@@ -32,6 +33,9 @@ ACCEPT_DELAY_SECONDS, MAX_ACCEPT_DELAY_SECONDS = 50e-6, 1e-3
 # An answer that took longer ends its connection: to open another, which any worker may take, costs a fraction of that.
 KEEP_WITHIN_SECONDS = 1e-3
 MAX_ASIDE = 8
+# In a turn, once the queue is long.
+MAX_ACCEPTS = 64
+FULL = Refusal(503, "the server has more requests than it can answer in time; try again")
 CONTINUE = Response(b"HTTP/1.1 100 Continue\r\n\r\n", None, close=False)
 
 
@@ -51,6 +55,11 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self._backlog: deque[Connection] = deque()
         self._answered_aside: deque[tuple[Connection, Response]] = deque()
         self._aside = 0
+        self._admission = Admission(settings.max_queue_ms / 1000)
+        # What waits for its turn once the queue is long: those who wait for an answer, then those who have time.
+        self._waiting: deque[Connection] = deque()
+        self._in_background: deque[Connection] = deque()
+        self._is_late = False
         self._listeners = {listener.fileno(): listener for listener in self.sockets}
         self._listening = False
         self._listen_from = 0.0
@@ -58,6 +67,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self._next_beat = 0.0
         # PERF: the clock is read once a turn; deadlines of connections need no more.
         self._now = time.monotonic()
+        self._idle_at = self._now
         self._drain_from: float | None = None
         self._drained = False
         for listener in self.sockets:
@@ -80,8 +90,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
     def _turn(self) -> None:
         self._listen()
         arrivals = []
-        events_of = self._epoll.poll(0 if self._backlog else TICK_SECONDS)
-        self._now = time.monotonic()
+        events_of = self._poll()
         for fd, events in events_of:
             if connection := self._connections.get(fd):
                 self._on_event(connection, events)
@@ -93,8 +102,20 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             connection = self._backlog.popleft()
             if self._connections.get(connection.fd) is connection:  # else it was late, and closed
                 self._serve_next(connection)
-        if arrivals:
+        self._serve_waiting()
+        if arrivals and self._is_late:
+            self._accept_all(arrivals)
+        elif arrivals:
             self._accept_fairly(arrivals, idle=len(arrivals) == len(events_of))
+
+    def _poll(self) -> list[tuple[int, int]]:
+        """What has happened, or happens next; with nothing to do meanwhile, this worker is idle."""
+        events = self._epoll.poll(0)
+        if not (events or self._backlog or self._waiting or self._in_background):
+            events = self._epoll.poll(TICK_SECONDS)
+            self._idle_at = time.monotonic()
+        self._now = time.monotonic()
+        return events
 
     def _ended(self, now: float) -> bool:
         """Once a second: give a sign of life, look for connections that are late, and say whether all is drained."""
@@ -148,6 +169,12 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             else:
                 self._listen_from = self._now + ACCEPT_PAUSE_SECONDS
 
+    def _accept_all(self, listeners: list[socket.socket]) -> None:
+        for listener in listeners:
+            for _ in range(MAX_ACCEPTS):
+                if not self._has_room() or not self._accept(listener):
+                    break
+
     def _has_room(self) -> bool:
         """Whether there is room for one connection more; the one that has been idle for the longest makes it."""
         if len(self._connections) < self.cfg.worker_connections:
@@ -159,15 +186,16 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             self._close(min(idle, key=lambda connection: connection.deadline))
         return bool(idle)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket) -> bool:
+        """Whether there was a connection to accept."""
         try:
             client, peer = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return
+            return False
         except OSError as error:  # out of file descriptors or memory: those who are connected come first
             self.log.warning("cannot accept connections: %s", error)
             self._listen_from = self._now + ACCEPT_PAUSE_SECONDS
-            return
+            return False
         client.setblocking(False)
         if client.family != socket.AF_UNIX:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -176,6 +204,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self._read(connection)
         if connection.fd in self._connections and not connection.events and not connection.busy:
             self._want(connection, select.EPOLLIN)
+        return True
 
     def _on_event(self, connection: Connection, events: int) -> None:
         if events & select.EPOLLOUT:
@@ -213,20 +242,64 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             self._close(connection)
             return
         if connection.requests:
-            self._serve_next(connection)
+            self._admit(connection)
         elif connection.continues:
             connection.continues = False
             self._send(connection, CONTINUE)
+
+    # A request.
+
+    def _admit(self, connection: Connection) -> None:
+        """Serve it now; once the queue is long, in its turn, or not at all."""
+        request = connection.requests[0]
+        if self._is_late and not request.refusal and not is_exempt(request.environ):
+            self._queue(connection, request)
+            return
+        busy = self._now - self._idle_at
+        # PERF: nobody's age is asked for as long as there are pauses.
+        if busy > self._admission.max_wait / 2 and not self._is_late:
+            self._is_late = self._admission.is_late(age(request.environ), busy)
+        self._serve_next(connection)
+
+    def _queue(self, connection: Connection, request: Request) -> None:
+        background = is_background(request.environ)
+        waiting = len(self._waiting) + background * len(self._in_background)
+        if age(request.environ) > self._admission.max_wait or not self._admission.has_room(waiting, background):
+            request.refusal = FULL
+            self._serve_next(connection)
+            return
+        connection.busy = True
+        connection.deadline = math.inf  # it waits for us
+        self._want(connection, 0)
+        (self._in_background if background else self._waiting).append(connection)
+
+    def _serve_waiting(self) -> None:
+        """One of those who wait, so that there is a look at who has arrived meanwhile; not who has gone."""
+        while queue := self._waiting or self._in_background:
+            connection = queue.popleft()
+            if self._connections.get(connection.fd) is not connection:
+                continue
+            if _has_gone(connection.socket):
+                self._close(connection)
+                continue
+            self._serve_next(connection)
+            return
+        self._is_late = False
 
     def _serve_next(self, connection: Connection) -> None:
         self._now = time.monotonic()
         if self._now >= self._next_beat:  # a turn of many slow requests is no hang
             self._beat()
         request = connection.requests.popleft()
-        if not request.refusal and self._waits(request.environ):
+        if request.refusal:
+            self._send(connection, respond(self.wsgi, request, CLOSE))
+        elif self._waits(request.environ):
             self._run_aside(connection, request)
         else:
-            self._send(connection, respond(self.wsgi, request, self._keep_within(connection)))
+            response = respond(self.wsgi, request, self._keep_within(connection))
+            began, self._now = self._now, time.monotonic()
+            self._admission.served(self._now - began)
+            self._send(connection, response)
 
     def _keep_within(self, connection: Connection) -> float:
         if not self.alive:
@@ -338,3 +411,12 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             connection, response = self._answered_aside.popleft()
             self._aside -= 1
             self._send(connection, response)
+
+
+def _has_gone(client: socket.socket) -> bool:
+    try:
+        return client.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from inference_api.error_handlers import error_body
+from inference_api.error_handlers import RETRY_AFTER_SECONDS, error_body
 from inference_api.workers.connection import Environ, Request
 
 # PERF: up to this size head and body are copied together and leave in one system call.
@@ -105,6 +105,8 @@ def _head(status: str, headers: Headers, extra: str, keep_alive: bool) -> bytes:
 def _own(environ: Environ, status: int, detail: str) -> Response:
     body, media_type = error_body(environ.get("PATH_INFO", ""), status, detail, "")
     headers = [("Content-Type", media_type), ("Content-Length", str(len(body)))]
+    if status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+        headers.append(("Retry-After", RETRY_AFTER_SECONDS))
     head = _head(f"{status} {http.HTTPStatus(status).phrase}", headers, "", False)
     return Response(head if environ.get("REQUEST_METHOD") == "HEAD" else head + body, None, True)
 
