@@ -12,7 +12,8 @@ import ssl
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from typing import Any, Literal, Self
 import h2.config
 import h2.connection
 import h2.events
-from servers import Answer, free_port, read_all, read_answer, wait_until
+from servers import Answer, read_all, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_START = ROOT / "docker/first_start.py"
@@ -45,7 +46,7 @@ class Edge:
     """`with Edge(api_socket, tls, folder) as edge:` answers inside; settings in lower case: `edge_connections=5`."""
 
     def __init__(self, api_socket: Path, tls: Path, folder: Path, **settings: Any) -> None:
-        self.port, self.clear_port, self.status_port = free_port(), free_port(), free_port()
+        self.port, self.clear_port, self.status_port = _free_ports(3)
         self.tls = tls
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "edge.log"
@@ -63,7 +64,8 @@ class Edge:
         self._environment = {name.upper(): str(value) for name, value in (variables | settings).items()}
 
     def __enter__(self) -> Self:
-        assert shutil.which("nginx"), "expected nginx in PATH, found none: these tests run the real one, install it"
+        path = f"{os.environ['PATH']}:/usr/sbin"  # as start.sh has it
+        assert shutil.which("nginx", path=path), "expected nginx, found none: these tests run the real one, install it"
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["sh", str(ROOT / "nginx/start.sh")], env=os.environ | self._environment, stdout=log, stderr=log
@@ -87,19 +89,17 @@ class Edge:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def access_log(self) -> list[dict[str, Any]]:
-        """What has been logged of requests so far; NGINX writes it once a second."""
-        return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+    def access_log(self, about: str = "") -> list[dict[str, Any]]:
+        """The lines so far that have the text `about` in them; NGINX writes them once a second."""
+        lines = self._log.read_bytes().splitlines()
+        return [json.loads(line) for line in lines if line.startswith(b"{") and about.encode() in line]
 
     def logged(self, request_id: str) -> dict[str, Any]:
         """The line about the request with this id."""
-
-        def line() -> list[dict[str, Any]]:
-            return [line for line in self.access_log() if line["request_id"] == request_id]
-
-        wait_until(line, f"request {request_id} is in the access log")
-        [found] = line()
-        return found
+        wait_until(lambda: self.access_log(request_id), f"request {request_id} is in the access log")
+        [line] = self.access_log(request_id)
+        assert line["request_id"] == request_id
+        return line
 
     def workers(self) -> list[int]:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
@@ -114,7 +114,7 @@ class Edge:
         return worker
 
     def on_each_worker(self) -> dict[int, http.client.HTTPSConnection]:
-        """A connection to each worker. Who accepts one is up to the kernel: so open some until there is one for each."""
+        """A connection to each worker. Who accepts one is up to the kernel: open some until there is one for each."""
         found: dict[int, http.client.HTTPSConnection] = {}
 
         def have_all() -> bool:
@@ -164,8 +164,9 @@ class Edge:
         """The one answer to raw bytes."""
         with self.connect(20) as client:
             client.sendall(data)
-            [answer] = answers(read_answer(client))
-        return answer
+            response = http.client.HTTPResponse(client)
+            response.begin()
+            return Answer(response)
 
     def connect(self, timeout: float = 10, alpn: list[str] | None = None) -> ssl.SSLSocket:
         context = self.context()
@@ -185,6 +186,13 @@ class Edge:
         return False
 
 
+def _free_ports(count: int) -> list[int]:
+    """Different ones: none is given back before all are taken."""
+    with ExitStack() as taken:
+        servers = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
+
+
 def _open_files(pid: int) -> set[str]:
     found = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -194,13 +202,16 @@ def _open_files(pid: int) -> set[str]:
 
 
 class Canary:
-    """Clients with connections of their own, one to each worker of NGINX, who can tell their answers from others'."""
+    """Clients with connections of their own, one to each worker of NGINX, who can tell their answers from others'.
+
+    `with canary.singing():` has them ask all the time, and fails if one is not answered as it should be.
+    """
 
     def __init__(self, edge: Edge) -> None:
-        self._stop = threading.Event()
-        self.wrong: list[str] = []
+        self._sings, self._ends = threading.Event(), threading.Event()
+        self._wrong: list[str] = []
         connections = edge.on_each_worker().values()
-        self.answered = [0] * len(connections)
+        self._answered = [0] * len(connections)
         self._threads = [threading.Thread(target=self._sing, args=singer) for singer in enumerate(connections)]
 
     def __enter__(self) -> Self:
@@ -209,43 +220,39 @@ class Canary:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stop.set()
+        self._ends.set()
+        self._sings.set()
         for thread in self._threads:
             thread.join()
 
-    def check(self, answers: int = 3) -> None:
-        """That each client has its own answers, and so many more of them."""
-        wanted = [count + answers for count in self.answered]
-        wait_until(lambda: self.wrong or self.answered >= wanted, "the canaries are answered")
-        assert self.wrong == []
+    @contextmanager
+    def singing(self) -> Iterator[None]:
+        self._sings.set()
+        try:
+            yield
+            wanted = [count + 3 for count in self._answered]
+            wait_until(
+                lambda: self._wrong or all(map(int.__ge__, self._answered, wanted)), "the canaries have their answers"
+            )
+        finally:
+            self._sings.clear()
+            wrong, self._wrong = self._wrong, []
+        assert not wrong, "; ".join(wrong)
 
     def _sing(self, singer: int, connection: http.client.HTTPSConnection) -> None:
-        while not self._stop.is_set() and not self.wrong:
-            own = [singer + 1, self.answered[singer], 7]
+        while not self._ends.is_set():
+            own = [singer + 1, self._answered[singer], 7]
             try:
                 connection.request("POST", "/v1/models/scale:predict", json.dumps({"instances": [own]}))
                 answer = Answer(connection.getresponse())
                 if answer.status != 200 or answer.json()["predictions"] != [[2 * value for value in own]]:
-                    self.wrong.append(f"canary {own}: {answer}")
+                    self._wrong.append(f"{own} was answered with {answer}")
             except (OSError, http.client.HTTPException) as error:
-                self.wrong.append(f"canary {own}: {error!r}")
-            self.answered[singer] += 1
+                self._wrong.append(f"{own} was answered with {error!r}")
+                connection.close()
+            self._answered[singer] += 1
+            self._sings.wait(5)  # longer, and NGINX would take the connection for abandoned
         connection.close()
-
-
-class Unkept:
-    """For `Load`: clients of an edge that open a connection for each request."""
-
-    def __init__(self, edge: Edge) -> None:
-        self._edge = edge
-
-    def http(self) -> http.client.HTTPSConnection:
-        return _UnkeptConnection("localhost", self._edge.port, timeout=30, context=self._edge.context())
-
-
-class _UnkeptConnection(http.client.HTTPSConnection):
-    def request(self, method: str, url: str, body: Any = None) -> None:  # type: ignore[override]
-        super().request(method, url, body, {"Connection": "close"})
 
 
 class Http2:
@@ -307,18 +314,21 @@ def _as_http1(fields: list[tuple[str, str]]) -> str:
     return "\r\n".join([*lines, "", ""])
 
 
+Behaviour = Literal["echo", "hang up", "hang up if kept", "refuse", "wait"]
+
+
 class StandIn(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """In the API's place at `path`: it remembers what reaches it, and then does what `does` says.
 
-    echo: answer with what came. hang up: close without an answer. refuse: answer 503. wait: not answer.
+    echo: answer with what came. hang up: close without an answer. hang up if kept: answer the first request of each
+    connection, as if whoever has it died then. refuse: answer 503. wait: not answer.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, path: Path, does: Literal["echo", "hang up", "refuse", "wait"] = "echo") -> None:
+    def __init__(self, path: Path, does: Behaviour = "echo") -> None:
         super().__init__(str(path), _StandInHandler)
-        Path(f"{path}.retry").symlink_to(path)  # as listener.py has it
         self.does = does
         self.received: list[dict[str, Any]] = []
         self.ended = threading.Event()
@@ -336,22 +346,24 @@ class StandIn(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 class _StandInHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: StandIn
+    is_kept = False
 
     def answer(self) -> None:
         length = int(self.headers["Content-Length"] or 0)
         request = {"method": self.command, "target": self.path, "headers": self.headers.items()}
         request["body"] = self.rfile.read(length).decode("latin-1")
         self.server.received.append(request)
-        match self.server.does:
-            case "echo":
+        match self.server.does, self.is_kept:
+            case ("echo", _) | ("hang up if kept", False):
                 self.write(200, request)
-            case "refuse":
+            case "refuse", _:
                 self.write(503, {"error": "full"})
-            case "hang up":
-                self.close_connection = True
-            case "wait":
+            case "wait", _:
                 self.server.ended.wait()
                 self.close_connection = True
+            case _:
+                self.close_connection = True
+        self.is_kept = True
 
     do_GET = do_HEAD = do_POST = do_DELETE = do_OPTIONS = answer  # noqa: N815  # named by the standard library
 
@@ -361,7 +373,8 @@ class _StandInHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *about: Any) -> None:
         """It is asked what it received, and need not say so."""
@@ -372,7 +385,7 @@ def answers(data: bytes) -> list[Answer]:
     stream = _Stream(data)
     found = []
     while stream.tell() < len(data):
-        response = http.client.HTTPResponse(stream)  # type: ignore[arg-type]
+        response = http.client.HTTPResponse(stream)
         response.begin()
         found.append(Answer(response))
     return found

@@ -8,21 +8,33 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 WORKER_CLASSES = ["llhttp", "gthread"] if sys.version_info >= (3, 13) else ["meinheld", "llhttp", "gthread"]
+LISTENER = Path(__file__).resolve().parents[1] / "services/inference_api/listener.py"
 
 
 class Server:
-    """`with Server(models) as server:` is ready inside; settings are given in lower case: `workers=1`."""
+    """`with Server(models) as server:` is ready inside; settings are given in lower case: `workers=1`.
 
-    def __init__(self, models: Path, worker_class: str, unix_socket: Path | None = None, **settings: Any) -> None:
+    With `listener`, the path of a socket that somebody holds, it accepts from there as well.
+    """
+
+    def __init__(
+        self,
+        models: Path,
+        worker_class: str,
+        unix_socket: Path | None = None,
+        listener: Path | None = None,
+        **settings: Any,
+    ) -> None:
         self.port = free_port()
         self._unix_socket = unix_socket
+        self._uses = [sys.executable, str(LISTENER), "use", str(listener)] if listener else []
         bind = f"unix:{unix_socket}" if unix_socket else f"127.0.0.1:{self.port}"
         variables = {"worker_class": worker_class, "models_dir": models, "bind": bind, "drain_seconds": 0.5}
         self._environment = {f"TIERCEL_{name.upper()}": str(value) for name, value in (variables | settings).items()}
@@ -42,7 +54,7 @@ class Server:
             raise
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "gunicorn", "-c", "python:inference_api.gunicorn_conf"]
+        command = [*self._uses, sys.executable, "-m", "gunicorn", "-c", "python:inference_api.gunicorn_conf"]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, env=os.environ | self._environment, stdout=log, stderr=log)
         wait_until(self.is_ready, f"the server is ready; its log: {self._log}")
@@ -107,6 +119,17 @@ class Server:
             client.close()
             raise
         return client
+
+
+@contextmanager
+def held(path: Path) -> Iterator[Path]:
+    """A socket at `path` that outlives those who accept from it: `Server(listener=path)`."""
+    with subprocess.Popen([sys.executable, str(LISTENER), "hold", str(path)]) as holder:
+        try:
+            wait_until(Path(f"{path}.door").exists, "the socket is held")
+            yield path
+        finally:
+            holder.terminate()
 
 
 class Answer:

@@ -40,9 +40,6 @@ def hold(path: str) -> str | None:
     """Bind `path` and hand the socket out until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     held, door = _bind(path), _bind(_door(path))
-    # NGINX tells the connections that it keeps apart by name, and for a second try it wants none of those.
-    Path(f"{path}.retry").unlink(missing_ok=True)
-    Path(f"{path}.retry").symlink_to(Path(path).name)
     clients: list[socket.socket] = []
     while True:
         client, _ = door.accept()

@@ -118,12 +118,6 @@ def test_a_new_holder_takes_the_place_of_one_that_was_killed(start: Start, path:
     assert ask(path) == "again"
 
 
-def test_it_has_a_second_name(start: Start, path: Path) -> None:
-    hold(start, path)
-    accept(start, path, "the same")
-    assert ask(Path(f"{path}.retry")) == "the same"
-
-
 def test_a_holder_ends_at_sigterm(start: Start, path: Path) -> None:
     holder = hold(start, path)
     holder.terminate()
