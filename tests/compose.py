@@ -29,7 +29,10 @@ class Stack:
                 "EDGE_HTTP_PORT": str(self.clear_port),
                 "EDGE_REQUESTS_PER_SECOND": "2000",
             }
-            | {f"{name}_PORT": str(free_port()) for name in ("GRAFANA", "PROMETHEUS", "ALERTMANAGER", "JAEGER", "FLUENTD")}
+            | {
+                f"{name}_PORT": str(free_port())
+                for name in ("GRAFANA", "PROMETHEUS", "ALERTMANAGER", "JAEGER", "FLUENTD")
+            }
         )
 
     def compose(self, *arguments: str, check: bool = True) -> str:
