@@ -1,6 +1,7 @@
 """The llhttp worker's answers: a WSGI application's, on the wire."""
 
 import io
+import json
 import math
 import time
 from collections.abc import Iterable
@@ -162,3 +163,14 @@ def test_a_refusal_is_answered_in_the_form_of_its_path() -> None:
     first, fields, body = wire(response)
     assert (first, fields["content-type"], body) == ("HTTP/1.1 400 Bad Request", "application/json", b'{"error":"why"}')
     assert response.close
+
+
+@pytest.mark.parametrize(("given", "kept"), [("a-request-of-mine", True), ("short", False), ("", False)])
+def test_a_refusal_carries_the_id_of_the_request(given: str, kept: bool) -> None:
+    """As far as the request was read; what is not well formed is not repeated."""
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/v1", "HTTP_X_REQUEST_ID": given}
+    response = respond(lambda *_: [], Request(environ, keep_alive=False, refusal=Refusal(503, "why")), CLOSE)
+    _, fields, body = wire(response)
+    assert fields.get("x-request-id") == (given if kept else None)
+    assert json.loads(body)["request_id"] == (given if kept else "")
+    assert fields["retry-after"] == "1"

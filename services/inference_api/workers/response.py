@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from inference_api.error_handlers import RETRY_AFTER_SECONDS, error_body
+from inference_api.middleware import REQUEST_ID
 from inference_api.workers.connection import Environ, Request
 
 # PERF: up to this size head and body are copied together and leave in one system call.
@@ -103,8 +104,12 @@ def _head(status: str, headers: Headers, extra: str, keep_alive: bool) -> bytes:
 
 
 def _own(environ: Environ, status: int, detail: str) -> Response:
-    body, media_type = error_body(environ.get("PATH_INFO", ""), status, detail, "")
+    given = environ.get("HTTP_X_REQUEST_ID", "")
+    request_id = given if REQUEST_ID.fullmatch(given) else ""
+    body, media_type = error_body(environ.get("PATH_INFO", ""), status, detail, request_id)
     headers = [("Content-Type", media_type), ("Content-Length", str(len(body)))]
+    if request_id:
+        headers.append(("X-Request-ID", request_id))
     if status == http.HTTPStatus.SERVICE_UNAVAILABLE:
         headers.append(("Retry-After", RETRY_AFTER_SECONDS))
     head = _head(f"{status} {http.HTTPStatus(status).phrase}", headers, "", False)
