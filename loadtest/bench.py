@@ -1,17 +1,18 @@
 """`make bench`: Tiercel beside bare FastAPI and Flask servers, and beside no server at all, as ratios of one run.
 
 python loadtest/bench.py --scenario tabular --systems tiercel/llhttp,fastapi --rounds 5 --seconds 3 --json FILE
+python loadtest/bench.py --edge                      all of them behind NGINX, over TLS
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,15 @@ import report
 from in_process import InProcess
 from processes import machine
 from scenarios import SCENARIOS, Scenario
-from systems import SYSTEMS, Server
+from server import Server
+from systems import DIRECT, EDGE, SYSTEMS, System, is_installed
 
 from inference_core.thread_plan import granted_cpus
 
-WARM_UP_SECONDS = 0.5
 # How often each server is started, for the median time until it is ready; the last one stays.
 STARTS = 3
 IDLE_SECONDS = 2.0
 NAMES = [*SYSTEMS, InProcess.name]
-# meinheld needs a compiler to install, and a Python before 3.13.
-INSTALLED = [name for name in NAMES if name != "tiercel/meinheld" or importlib.util.find_spec("meinheld")]
 
 Measured = Server | InProcess
 
@@ -41,14 +40,14 @@ def main() -> int:
     print("\n".join(f"{key:12} {value}" for key, value in where.items()), flush=True)
     results: dict[str, report.Samples] = {}
     with contextlib.ExitStack() as running:
-        systems = start(arguments.systems, granted_cpus(), running)
+        systems = [make(name, granted_cpus()) for name in arguments.systems]
+        start(systems, running)
         servers = [system for system in systems if isinstance(system, Server)]
         idle = idle_cpus(servers)
-        for name in arguments.scenario:
-            scenario = SCENARIOS[name]()
+        for scenario in (SCENARIOS[name]() for name in arguments.scenario):
             print(f"\n{report.headline(scenario)}", flush=True)
-            results[name] = measure(systems, scenario, arguments)
-            print(report.scenario(results[name]), flush=True)
+            taken = results[scenario.name] = measure(systems, scenario, arguments.rounds, arguments.seconds)
+            print(report.scenario(taken, report.comparisons(taken)), flush=True)
         footprints = [footprint(server, idle[server.name]) for server in servers]
     print(f"\n{report.footprints(footprints)}")
     if arguments.json:
@@ -59,11 +58,18 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", type=some_of(SCENARIOS), default=list(SCENARIOS), metavar=",".join(SCENARIOS))
-    parser.add_argument("--systems", type=some_of(INSTALLED), default=INSTALLED, metavar=",".join(NAMES))
+    parser.add_argument("--systems", type=some_of(NAMES), metavar=",".join(NAMES))
+    parser.add_argument("--edge", action="store_true", help="systems behind NGINX instead, unless named")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every round")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.systems = arguments.systems or installed(EDGE if arguments.edge else DIRECT)
+    return arguments
+
+
+def installed(systems: Iterable[System]) -> list[str]:
+    return [system.name for system in systems if is_installed(system)] + [InProcess.name]
 
 
 def some_of(names: Iterable[str]) -> Callable[[str], list[str]]:
@@ -77,19 +83,19 @@ def some_of(names: Iterable[str]) -> Callable[[str], list[str]]:
     return some
 
 
-def start(names: list[str], cpus: int, running: contextlib.ExitStack) -> list[Measured]:
-    """The systems called `names`, ready; `running` ends them."""
-    systems: list[Measured] = [
-        InProcess(cpus) if name == InProcess.name else Server(SYSTEMS[name], cpus) for name in names
-    ]
+def make(name: str, cpus: int) -> Measured:
+    return InProcess(cpus) if name == InProcess.name else Server(SYSTEMS[name], cpus)
+
+
+def start(systems: Sequence[Measured], running: contextlib.ExitStack, times: int = STARTS) -> None:
+    """Until they are ready; `running` ends them."""
     for system in systems:
         running.callback(system.stop)
-    for _ in range(STARTS):
+    for _ in range(times):
         for system in systems:
             system.stop()
             system.start()
     time.sleep(1)  # workers that are still loading
-    return systems
 
 
 def idle_cpus(servers: list[Server]) -> dict[str, float]:
@@ -99,13 +105,17 @@ def idle_cpus(servers: list[Server]) -> dict[str, float]:
     return {server.name: (sum(server.cpu().values()) - before[server.name]) / IDLE_SECONDS for server in servers}
 
 
-def measure(systems: list[Measured], scenario: Scenario, arguments: argparse.Namespace) -> report.Samples:
-    """Every system in turn, and that once per round, so that what changes on the machine meanwhile changes for all."""
+def measure(systems: Sequence[Measured], scenario: Scenario, rounds: int, seconds: float) -> report.Samples:
+    """Every system in turn, and that once per round, so that what changes on the machine meanwhile changes for all.
+
+    The last of a round is the first of the next: what disturbs at intervals must not meet the same one each time.
+    """
     samples: report.Samples = {system.name: [] for system in systems if scenario.name in system.scenarios}
-    for _ in range(arguments.rounds):
-        for system in systems:
-            if system.name in samples:
-                samples[system.name].append(system.measure(scenario, WARM_UP_SECONDS, arguments.seconds))
+    taking_part = collections.deque(system for system in systems if system.name in samples)
+    for number in range(rounds):
+        for system in taking_part:
+            samples[system.name].append(system.measure(scenario, seconds, seed=number))
+        taking_part.rotate()
     return samples
 
 

@@ -1,16 +1,21 @@
 """The in-process limit: decode, run and best labels in a loop, in as many processes as CPUs, without HTTP.
 
+Of an open loop the limit is computed: latencies if requests took as long as here, and waited in one queue.
+
 As a program, one such process: it reads a number of seconds per line, and answers with what it did in them.
 """
 
+import heapq
 import itertools
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, cast
 
-from generator import Outcome
+from generator import poisson
+from outcomes import Outcome
 from processes import clean_environ
 from samples import Sample, take_sample
 from scenarios import Scenario, classify, is_labels, open_model, photos
@@ -22,7 +27,7 @@ class InProcess:
     """The same processes for the whole run: between two measurements they wait for a line."""
 
     name = "in-process"
-    scenarios = ("image",)
+    scenarios = ("image", "image-open")
 
     def __init__(self, cpus: int) -> None:
         self._cpus = cpus
@@ -40,10 +45,17 @@ class InProcess:
             process.communicate()  # the end of its input ends it
         self._processes = []
 
-    def measure(self, scenario: Scenario, warm_up_seconds: float, seconds: float) -> Sample:
-        warm_up = self._run(warm_up_seconds)
+    def measure(self, scenario: Scenario, seconds: float, seed: int) -> Sample:
+        warm_up = self._run(scenario.warm_up_seconds)
         pids = [process.pid for process in self._processes]
-        return take_sample(pids, pids, lambda: self._run(seconds).with_errors_of(warm_up))
+
+        def run() -> Outcome:
+            outcome = self._run(seconds).with_errors_of(warm_up)
+            if rate := scenario.rate_of(warm_up.rate):
+                outcome.latencies = in_one_queue(outcome.latencies, self._cpus, poisson(seconds, rate, seed))
+            return outcome
+
+        return take_sample(pids, pids, run)
 
     def _run(self, seconds: float) -> Outcome:
         for process in self._processes:
@@ -56,6 +68,17 @@ class InProcess:
             if answer["wrong"]:
                 outcome.error("expected another prediction, in process", answer["wrong"])
         return outcome
+
+
+def in_one_queue(services: Sequence[float], workers: int, arrivals: Iterator[float]) -> list[float]:
+    """Latencies if whoever is free took what has waited for the longest, and nothing but `services` cost time."""
+    free = [0.0] * workers  # when each of them is
+    latencies = []
+    for due, service in zip(arrivals, itertools.cycle(services)):
+        done = max(due, heapq.heappop(free)) + service
+        heapq.heappush(free, done)
+        latencies.append(done - due)
+    return latencies
 
 
 def main() -> None:

@@ -4,13 +4,14 @@ import importlib.metadata
 import os
 import platform
 import re
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
 TICKS = os.sysconf("SC_CLK_TCK")
 # Of the caller's environment, what would change how the measured processes compute.
-DROPPED = ("OPENBLAS_", "OMP_", "MKL_", "TIERCEL_", "GUNICORN_", "WEB_CONCURRENCY", "PYTHON")
+DROPPED = ("OPENBLAS_", "OMP_", "MKL_", "TIERCEL_", "EDGE_", "GUNICORN_", "WEB_CONCURRENCY", "PYTHON")
 PACKAGES = (
     "falcon gunicorn meinheld httptools msgspec onnxruntime numpy pillow "
     "fastapi starlette pydantic uvicorn uvloop flask werkzeug"
@@ -24,7 +25,7 @@ def tree(pid: int) -> list[int]:
 
 
 def workers(pids: list[int]) -> list[int]:
-    """Of a server's `tree`, those that run models, oldest first; uvicorn also has one that only tracks resources."""
+    """Of a process's `tree`, those below it that run models, oldest first; uvicorn has one more, a resource tracker."""
     return sorted(pid for pid in pids[1:] if "onnxruntime" in (PROC / f"{pid}/maps").read_text())
 
 
@@ -65,6 +66,7 @@ def machine() -> dict[str, str]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         **{name: version for name in PACKAGES.split() if (version := _version(name))},
+        **_nginx(),
     }
 
 
@@ -73,3 +75,11 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _nginx() -> dict[str, str]:
+    """Its version and that of its OpenSSL, where there is one."""
+    with suppress(FileNotFoundError):
+        about = subprocess.run(["nginx", "-V"], capture_output=True, text=True, check=True).stderr
+        return {name.lower(): version for name, version in re.findall(r"\b(nginx|OpenSSL)[/ ]([\d.]+)", about)}
+    return {}

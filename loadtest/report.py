@@ -1,6 +1,7 @@
 """What a run comes to, for people to read."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -10,8 +11,16 @@ from scenarios import Scenario
 # Of each system, one sample per round.
 Samples = dict[str, list[Sample]]
 
-OWN = "tiercel"
-REFERENCES = ("fastapi", "flask", "in-process")
+OWN, EDGE = "tiercel/", "edge/"
+LIMIT = "in-process"
+# Of ours and of another, what they are compared by.
+RATIOS: dict[str, Callable[[Sample, Sample], float]] = {
+    "req/s": lambda mine, other: mine.rate / other.rate,
+    "requests per CPU second": lambda mine, other: other.cpu / mine.cpu,
+    "p50": lambda mine, other: mine.p50 / other.p50,
+    "p99": lambda mine, other: mine.p99 / other.p99,
+}
+Pair = tuple[str, str]
 # CPUs busy with something else, from which on throughput and latency say more about that than about the systems.
 NOISY = 0.1
 
@@ -27,11 +36,25 @@ class Footprint:
 
 
 def headline(scenario: Scenario) -> str:
-    return f"{scenario.name}: {scenario.title}; {scenario.connections} connections, keep-alive, closed loop, direct"
+    return f"{scenario.name}: {scenario.title}; {scenario.connections} connections, {scenario.load}"
 
 
-def scenario(samples: Samples) -> str:
-    return "\n\n".join(filter(None, (_figures(samples), _ratios(samples), _client(samples), _noise(samples))))
+def scenario(samples: Samples, pairs: Sequence[Pair]) -> str:
+    parts = (_figures(samples), _ratios(samples, pairs), _client(samples), _noise(samples))
+    return "\n\n".join(filter(None, parts))
+
+
+def comparisons(names: Iterable[str]) -> list[Pair]:
+    """Each of ours beside every peer that is reached in the same way, beside the limit, and beside itself direct."""
+    return [(name, reference) for name, reference in itertools.permutations(names, 2) if _is_compared(name, reference)]
+
+
+def _is_compared(name: str, reference: str) -> bool:
+    if OWN not in name:
+        return False
+    if OWN in reference:
+        return name == EDGE + reference
+    return reference == LIMIT or name.startswith(EDGE) == reference.startswith(EDGE)
 
 
 def footprints(servers: list[Footprint]) -> str:
@@ -61,13 +84,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _figures(samples: Samples) -> str:
-    """Medians over the rounds."""
+    """Medians over the rounds, but for the worst of all answers."""
     head = [
         "system",
         "req/s",
         "lowest-highest",
         "p50 ms",
         "p99 ms",
+        "worst ms",
         "CPU us/req",
         "balance (lowest)",
         "others",
@@ -83,6 +107,7 @@ def _figures(samples: Samples) -> str:
                 f"{min(rates):,.0f}-{max(rates):,.0f}",
                 f"{_median(taken, 'p50'):.2f}",
                 f"{_median(taken, 'p99'):.2f}",
+                f"{max(sample.worst for sample in taken):.1f}",
                 f"{_median(taken, 'cpu'):,.0f}",
                 f"{_median(taken, 'balance'):.2f} ({min(sample.balance for sample in taken):.2f})",
                 f"{_median(taken, 'others'):.2f}",
@@ -92,21 +117,15 @@ def _figures(samples: Samples) -> str:
     return table(head, rows)
 
 
-def _ratios(samples: Samples) -> str:
-    """Each of ours beside each reference: the median, over the rounds, of the ratio within a round, and its range."""
-    samples = {name: taken for name, taken in samples.items() if not any(sample.errors for sample in taken)}
+def _ratios(samples: Samples, pairs: Sequence[Pair]) -> str:
+    """Of each pair the median, over the rounds, of the ratio within a round, and its range."""
+    right = {name: taken for name, taken in samples.items() if not any(sample.errors for sample in taken)}
     rows = [
-        [
-            f"{name} / {reference}",
-            _ratio(samples[name], samples[reference], lambda mine, other: mine.rate / other.rate),
-            _ratio(samples[name], samples[reference], lambda mine, other: other.cpu / mine.cpu),
-        ]
-        for reference in REFERENCES
-        if reference in samples
-        for name in samples
-        if name.startswith(OWN)
+        [f"{name} / {reference}", *(_ratio(right[name], right[reference], ratio) for ratio in RATIOS.values())]
+        for name, reference in pairs
+        if name in right and reference in right
     ]
-    return table(["median of the rounds' ratios", "req/s", "requests per CPU second"], rows) if rows else ""
+    return table(["median of the rounds' ratios", *RATIOS], rows) if rows else ""
 
 
 def _client(samples: Samples) -> str:
@@ -116,9 +135,11 @@ def _client(samples: Samples) -> str:
         return ""
     fastest = max(served, key=lambda name: _median(served[name], "rate"))
     client, server, rate = (_median(served[fastest], what) for what in ("client_cpu", "cpu", "rate"))
+    late = max(_median(taken, "late") for taken in samples.values())
     return (
         f"load generator: {client:.0f} us of CPU per request with {fastest}, {server / client:.1f} times less than "
         f"that server; it kept {client * rate / 1e6:.2f} CPUs busy"
+        + (f"; 99 % of the requests were sent within {late:.2f} ms of when they were due" if late else "")
     )
 
 

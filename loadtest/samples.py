@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from generator import Outcome
+from outcomes import Outcome
 from processes import TICKS, busy_seconds, cpu_seconds
 
 
@@ -23,6 +23,8 @@ class Sample:
     client_cpu: float
     # CPU time of the least busy of the workers over that of the busiest: 0 if one of them got all the connections.
     balance: float
+    # Of an open loop: how long after it was due a request was sent, at worst but for 1 %.
+    late: float
     # CPUs that were busy with anything but the system and the load generator.
     others: float
 
@@ -37,10 +39,10 @@ def take_sample(pids: list[int], workers: list[int], run: Callable[[], Outcome])
     used = {pid: after[pid] - before[pid] if pid in after else 0.0 for pid in pids}
     total = sum(used.values())
     shares = [used[pid] for pid in workers]
-    latencies = sorted(outcome.latencies) or [float("nan")]
+    latencies, late = sorted(outcome.latencies) or [float("nan")], sorted(outcome.late) or [0.0]
     per_answer = 1e6 / max(1, outcome.completed)
     return Sample(
-        rate=len(outcome.latencies) / outcome.seconds,
+        rate=outcome.rate,
         p50=1000 * _percentile(latencies, 0.5),
         p99=1000 * _percentile(latencies, 0.99),
         worst=1000 * latencies[-1],
@@ -50,6 +52,7 @@ def take_sample(pids: list[int], workers: list[int], run: Callable[[], Outcome])
         cpu=total * per_answer,
         client_cpu=outcome.cpu_seconds * per_answer,
         balance=min(shares) / max(*shares, 1 / TICKS),
+        late=1000 * _percentile(late, 0.99),
         others=max(0.0, busy - total - outcome.cpu_seconds) / elapsed,
     )
 

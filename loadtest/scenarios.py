@@ -1,5 +1,6 @@
 """What is asked of every system, and what it must answer."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -10,7 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from generator import Exchange
+from exchanges import Exchange
 
 from inference_core.images import decode_image
 from inference_core.instances import best_labels
@@ -27,10 +28,28 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Scenario:
+    """A closed loop, unless `rate` says how many requests a second an open one has, or `share` which part of capacity.
+
+    Capacity is what the warm-up, which is a closed loop always, has just found.
+    """
+
     name: str
     title: str
     connections: int
     exchanges: Sequence[Exchange]
+    warm_up_seconds: float = 0.5
+    rate: float = 0.0
+    share: float = 0.0
+
+    def rate_of(self, capacity: float) -> float:
+        """Requests per second of the open loop, 0 for a closed one."""
+        return self.rate or self.share * capacity
+
+    @property
+    def load(self) -> str:
+        if self.rate:
+            return f"open loop, {self.rate:,.0f} requests per second"
+        return f"open loop, {self.share:.0%} of capacity" if self.share else "closed loop"
 
 
 def tabular() -> Scenario:
@@ -56,7 +75,25 @@ def image() -> Scenario:
     return Scenario("image", f"efficientnet-lite0, {len(exchanges)} JPEG files in turn", 8, exchanges)
 
 
-SCENARIOS: dict[str, Callable[[], Scenario]] = {"tabular": tabular, "image": image}
+def tabular_alone() -> Scenario:
+    return dataclasses.replace(tabular(), name="tabular-1", connections=1)
+
+
+def tabular_open() -> Scenario:
+    return dataclasses.replace(tabular(), name="tabular-open", rate=1000)
+
+
+def image_open() -> Scenario:
+    return dataclasses.replace(image(), name="image-open", warm_up_seconds=1.0, share=0.5)
+
+
+SCENARIOS: dict[str, Callable[[], Scenario]] = {
+    "tabular": tabular,
+    "image": image,
+    "tabular-1": tabular_alone,
+    "tabular-open": tabular_open,
+    "image-open": image_open,
+}
 
 
 def photos() -> list[tuple[bytes, list[dict[str, Any]]]]:

@@ -1,142 +1,72 @@
-"""The servers that are compared: how each is started, and what is read from its processes."""
+"""The servers that are compared, as the commands that start them."""
 
-import http.client
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from contextlib import suppress
+import dataclasses
+import importlib.util
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from generator import Load
-from processes import clean_environ, cpu_seconds, private_bytes, tree, workers
-from samples import Sample, take_sample
-from scenarios import Scenario
+from edge import NGINX
 
-ROOT = Path(__file__).resolve().parents[1]
-READY_POLL_SECONDS = 0.005
-READY_SECONDS = 30.0
-STOP_SECONDS = 20.0
+PEERS = "loadtest/peers"
+GUNICORN = "gunicorn -c python:inference_api.gunicorn_conf"
+WORKER_CLASSES = ("llhttp", "meinheld", "gthread")
 
 
 @dataclass(frozen=True)
 class System:
-    """`command` and `environ` may hold {port} and {cpus}."""
+    """`commands`: modules of Python with arguments, in the order in which they start.
+
+    They and `environ` may hold {port}, {socket}, {python} and {cpus}. With `nginx`, the folder of its configuration,
+    NGINX stands in front and asks whoever accepts at {socket}; without, clients come to {port}.
+    """
 
     name: str
-    command: str
+    commands: tuple[str, ...]
     folder: str = "."
     environ: dict[str, str] = field(default_factory=dict)
+    nginx: Path | None = None
 
 
-def _tiercel(worker_class: str) -> System:
+def tiercel(worker_class: str, *commands: str) -> System:
     environ = {
         "TIERCEL_WORKER_CLASS": worker_class,
         "TIERCEL_WORKERS": "{cpus}",
         "TIERCEL_BIND": "127.0.0.1:{port}",
         "TIERCEL_DRAIN_SECONDS": "0",
     }
-    return System(f"tiercel/{worker_class}", "gunicorn -c python:inference_api.gunicorn_conf", environ=environ)
+    return System(f"tiercel/{worker_class}", commands or (GUNICORN,), environ=environ)
 
 
-# What stands in front of a server, such as NGINX with TLS, is to become an entry of its own: its port is measured,
-# its processes are its own and the server's.
-SYSTEMS = {
-    system.name: system
-    for system in (
-        _tiercel("llhttp"),
-        _tiercel("meinheld"),
-        _tiercel("gthread"),
-        System(
-            "fastapi",
-            "uvicorn --host 127.0.0.1 --port {port} --workers {cpus} --loop uvloop --http httptools "
-            "--log-level warning --no-access-log fastapi_app:app",
-            "loadtest/peers",
-        ),
-        System(
-            "flask",
-            "gunicorn --bind 127.0.0.1:{port} --worker-class gthread --workers {cpus} --threads 4 "
-            "--log-level warning flask_app:app",
-            "loadtest/peers",
-        ),
+def held(worker_class: str) -> System:
+    """As in the stack: clients come through a socket that a process of its own holds, and {port} is another door."""
+    holder = "inference_api.listener hold {socket}"
+    return tiercel(worker_class, holder, "inference_api.listener use {socket} {python} -m " + GUNICORN)
+
+
+def _fastapi(listen: str) -> System:
+    command = (
+        f"uvicorn {listen} --workers {{cpus}} --loop uvloop --http httptools "
+        "--log-level warning --no-access-log fastapi_app:app"
     )
-}
+    return System("fastapi", (command,), PEERS)
 
 
-class Server:
-    """A system in processes of its own. `ready_seconds`: from each start to the first ready answer."""
-
-    scenarios = ("tabular", "image")
-
-    def __init__(self, system: System, cpus: int) -> None:
-        self.name = system.name
-        self.ready_seconds: list[float] = []
-        self._port = free_port()
-        self._folder = ROOT / system.folder
-        values = {"port": self._port, "cpus": cpus}
-        self._command = [sys.executable, "-m", *system.command.format(**values).split()]
-        self._environ = clean_environ() | {name: value.format(**values) for name, value in system.environ.items()}
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile(prefix=f"bench-{system.name.replace('/', '-')}-")  # noqa: SIM115  # as long as the server
-
-    def start(self) -> None:
-        started = time.perf_counter()
-        self._process = subprocess.Popen(
-            self._command, cwd=self._folder, env=self._environ, stdout=self._log, stderr=self._log
-        )
-        while not self._is_ready():
-            if self._process.poll() is not None or time.perf_counter() - started > READY_SECONDS:
-                raise RuntimeError(f"{self.name}: expected it to become ready, got:\n{self.log()}")
-            time.sleep(READY_POLL_SECONDS)
-        self.ready_seconds.append(time.perf_counter() - started)
-
-    def stop(self) -> None:
-        if self._process is None or self._process.poll() is not None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            for pid in self._pids():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self._process.wait()
-
-    def measure(self, scenario: Scenario, warm_up_seconds: float, seconds: float) -> Sample:
-        with Load(("127.0.0.1", self._port), scenario.exchanges, scenario.connections) as load:
-            warm_up = load.run(warm_up_seconds)
-            pids = self._pids()
-            return take_sample(pids, workers(pids), lambda: load.run(seconds).with_errors_of(warm_up))
-
-    def cpu(self) -> dict[int, float]:
-        return cpu_seconds(self._pids())
-
-    def last_worker_private_bytes(self) -> int:
-        return private_bytes(workers(self._pids())[-1])
-
-    def log(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")[-4000:]
-
-    def _pids(self) -> list[int]:
-        return tree(self._process.pid) if self._process else []
-
-    def _is_ready(self) -> bool:
-        with suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=1)
-            try:
-                connection.request("GET", "/v2/health/ready")
-                return connection.getresponse().status == http.HTTPStatus.OK
-            finally:
-                connection.close()
-        return False
+def _flask(bind: str) -> System:
+    workers = "--worker-class gthread --workers {cpus} --threads 4"
+    return System("flask", (f"gunicorn --bind {bind} {workers} --log-level warning flask_app:app",), PEERS)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+def behind_nginx(system: System, nginx: Path = NGINX) -> System:
+    return dataclasses.replace(system, name=f"edge/{system.name}", nginx=nginx)
+
+
+DIRECT = [*map(tiercel, WORKER_CLASSES), _fastapi("--host 127.0.0.1 --port {port}"), _flask("127.0.0.1:{port}")]
+EDGE = [*map(behind_nginx, [*map(held, WORKER_CLASSES), _fastapi("--uds {socket}"), _flask("unix:{socket}")])]
+SYSTEMS = {system.name: system for system in [*DIRECT, *EDGE]}
+
+
+def is_installed(system: System) -> bool:
+    """meinheld needs a compiler to install, and a Python before 3.13."""
+    has_worker = not system.name.endswith("meinheld") or importlib.util.find_spec("meinheld") is not None
+    return has_worker and (system.nginx is None or shutil.which("nginx") is not None)

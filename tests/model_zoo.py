@@ -143,6 +143,31 @@ class Zoo:
         model = _model(nodes, {"n": (INT64, [1])}, {"y": (DOUBLE, [])})
         return self.add("hang", 1, model, 0)
 
+    def slow(self, size: int = 1000, warm_up_size: int = 2000) -> Path:
+        """FP32 [-1, 3] times two, after a product of two matrices; for the zeros of the warm-up, of larger ones."""
+        constants = [
+            numpy_helper.from_array(np.array(value, kind), name)
+            for name, value, kind in (
+                ("zero", 0, np.float32),
+                ("two", 2, np.float32),
+                ("usual", [size, size], np.int64),
+                ("at_first", [warm_up_size, warm_up_size], np.int64),
+            )
+        ]
+        nodes = [
+            helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+            helper.make_node("Greater", ["largest", "zero"], ["some"]),
+            helper.make_node("Where", ["some", "usual", "at_first"], ["shape"]),
+            helper.make_node("Mul", ["largest", "zero"], ["nothing"]),
+            helper.make_node("Expand", ["nothing", "shape"], ["m"]),
+            helper.make_node("MatMul", ["m", "m"], ["product"]),
+            helper.make_node("ReduceSum", ["product"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["x", "two"], ["doubled"]),
+            helper.make_node("Add", ["doubled", "sum"], ["y"]),
+        ]
+        model = _model(nodes, {"x": (FLOAT, [None, 3])}, {"y": (FLOAT, [None, 3])}, constants)
+        return self.add("slow", 1, model, 4)
+
     def gather(self) -> Path:
         """INT64 [-1] indices into a table of three: others are refused by the runtime, not by the signature."""
         table = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "table")

@@ -38,8 +38,8 @@ def bootstrap(settings: Settings) -> Services:
         store, settings.cache_ttl_seconds, settings.cache_max_entry_bytes, settings.cache_local_bytes
     )
     quotas = Quotas(store, workers=lambda: len(state.progress()))
-    for part in (rollout, watchdog, quotas):
-        part.start()
+    rollout.start()
+    watchdog.start()
     return Services(settings, repository, rollout, Predictor(cache), watchdog, quotas)
 
 

@@ -6,24 +6,30 @@ model, type or shape with the same bytes, cannot be found. Entries expire, and a
 """
 
 import hashlib
+import math
 import random
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 
 from inference_core.model import Model
-from inference_core.store import Store, StoreAway
-from inference_core.tensors import Tensor
+from inference_core.store import ASSUMED_SECONDS, Store, StoreAway
+from inference_core.tensors import DATATYPES, Tensor
 
 # What must lie between a model's cost and a look-up's: most look-ups find nothing.
 WORTH = 4.0
 # Seconds by which entries expire earlier or later than others, as a fraction of their time.
 JITTER = 0.1
 POLL_SECONDS = 0.002
+# What Python takes for a key and an answer beside its numbers, about.
+OVERHEAD_BYTES = 600
+# SECURITY: what numpy would make of other names, such as structures or times, is no tensor.
+DTYPES = {datatype.dtype.str: datatype.dtype for datatype in DATATYPES.values()}
 # How long others wait for who computes, in multiples of what the model usually takes, and at least.
 PATIENCE, MIN_PATIENCE_SECONDS = 5.0, 0.05
 
@@ -65,8 +71,16 @@ class Question(msgspec.Struct):
 
 class Stored(msgspec.Struct, array_like=True):
     datatype: str
-    shape: tuple[int, ...]
-    data: Any
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    # Texts, or the bytes of numbers.
+    data: list[str] | bytes
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """`expires` in seconds of the day: what is found shortly before has no second life in the worker that found it."""
+
+    expires: float
+    tensors: Annotated[list[Stored], msgspec.Meta(min_length=1)]
 
 
 class PredictionCache:
@@ -82,7 +96,10 @@ class PredictionCache:
         """Whether to look: as the model's policy says, or if it costs clearly more than looking."""
         if not self._store.exists or model.policy.cache == "off":
             return False
-        return model.policy.cache == "on" or model.seconds > WORTH * self._store.seconds
+        if model.policy.cache == "on" or model.seconds > WORTH * self._store.seconds:
+            return True
+        # It may have been slow once, and be quick again: somebody has to look.
+        return model.seconds > WORTH * ASSUMED_SECONDS and self._store.is_stale()
 
     def get(self, key: bytes) -> Answer | None:
         if found := self._local.get(key):
@@ -91,14 +108,18 @@ class PredictionCache:
             text = self._store.ask(lambda redis: redis.get(key))
         except StoreAway:
             return None
-        if not isinstance(text, bytes) or (answer := _decode(text)) is None:
+        if not isinstance(text, bytes) or (entry := _decode(text)) is None:
             return None
-        self._local.put(key, answer, len(text), self._lifetime())
+        answer, expires = entry
+        self._local.put(key, answer, len(text), expires - time.time())
         return answer
 
     def put(self, key: bytes, answer: Answer) -> bool:
         """Keep `answer` and let those who wait for it have it; whether it could be kept for all."""
-        text, lifetime = _encode(answer), self._lifetime()
+        lifetime = self._ttl * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # so that not all expire at once
+        for tensor in answer:
+            tensor.flags.writeable = False  # from here on it is others' as well
+        text = _encode(answer, time.time() + lifetime)
         if len(text) > self._max_entry_bytes:
             self.give_up(key)
             return False
@@ -135,11 +156,15 @@ class PredictionCache:
             if (answer := self.get(key)) is not None:
                 return answer
             if self.claim(key, seconds):
-                return None
+                return self.settle(key)
         return None
 
-    def _lifetime(self) -> float:
-        return self._ttl * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # so that not all expire at once
+    def settle(self, key: bytes) -> Answer | None:
+        """What came after the last look and before the claim, which is then given up; usually nothing."""
+        answer = self.get(key)
+        if answer is not None:
+            self.give_up(key)
+        return answer
 
 
 def patience(model: Model) -> float:
@@ -148,31 +173,35 @@ def patience(model: Model) -> float:
 
 
 class LocalTier:
-    """The answers that were used last, `max_bytes` of them as they are stored; nobody may write into them."""
+    """The answers that were used last, within `max_bytes` of memory; nobody may write into them."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
+        self._lock = threading.Lock()
         self._entries: OrderedDict[bytes, tuple[Answer, int, float]] = OrderedDict()
 
     def get(self, key: bytes) -> Answer | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        if time.monotonic() > entry[2]:
-            self._drop(key)
-            return None
-        self._entries.move_to_end(key)
-        return entry[0]
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            if time.monotonic() > entry[2]:
+                self._drop(key)
+                return None
+            self._entries.move_to_end(key)
+            return entry[0]
 
     def put(self, key: bytes, answer: Answer, size: int, lifetime: float) -> None:
-        self._drop(key)
-        if size > self._max_bytes:
-            return
-        self._entries[key] = (answer, size, time.monotonic() + lifetime)
-        self._bytes += size
-        while self._bytes > self._max_bytes:
-            self._drop(next(iter(self._entries)))
+        size += OVERHEAD_BYTES
+        with self._lock:
+            self._drop(key)
+            if size > self._max_bytes:
+                return
+            self._entries[key] = (answer, size, time.monotonic() + lifetime)
+            self._bytes += size
+            while self._bytes > self._max_bytes:
+                self._drop(next(iter(self._entries)))
 
     def _drop(self, key: bytes) -> None:
         if entry := self._entries.pop(key, None):
@@ -191,25 +220,31 @@ def _execute(redis: Any, *commands: tuple[Any, ...]) -> Any:
     return pipeline.execute()
 
 
-def _encode(answer: Answer) -> bytes:
-    return msgspec.msgpack.encode(
-        [
-            Stored(tensor.dtype.str, tensor.shape, tensor.tolist() if tensor.dtype == object else tensor.tobytes())
-            for tensor in answer
-        ]
-    )
+def _encode(answer: Answer, expires: float) -> bytes:
+    tensors = [
+        Stored(tensor.dtype.str, tensor.shape, tensor.ravel().tolist() if tensor.dtype == object else tensor.tobytes())
+        for tensor in answer
+    ]
+    return msgspec.msgpack.encode(Entry(expires, tensors))
 
 
-def _decode(text: bytes) -> Answer | None:
+def _decode(text: bytes) -> tuple[Answer, float] | None:
+    """The answer and when it expires; None for what is of another release, or not ours."""
     try:
-        return [_tensor(stored) for stored in msgspec.msgpack.decode(text, type=list[Stored])]
-    except (msgspec.DecodeError, TypeError, ValueError):  # of another release, or not ours
+        entry = msgspec.msgpack.decode(text, type=Entry)
+        return [_tensor(stored) for stored in entry.tensors], entry.expires
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
 def _tensor(stored: Stored) -> Tensor:
-    if stored.datatype == "|O":
-        tensor = np.empty(stored.shape, object)
-        tensor[...] = np.array(stored.data, object).reshape(stored.shape)
-        return tensor
-    return np.frombuffer(stored.data, np.dtype(stored.datatype)).reshape(stored.shape)
+    dtype = DTYPES[stored.datatype]
+    texts = dtype.hasobject
+    expected = math.prod(stored.shape) * (1 if texts else dtype.itemsize)
+    if isinstance(stored.data, bytes) == texts or len(stored.data) != expected:
+        raise ValueError("not what its type and shape say")
+    if isinstance(stored.data, bytes):
+        return np.frombuffer(stored.data, dtype).reshape(stored.shape)
+    tensor = np.array(stored.data, object).reshape(stored.shape)
+    tensor.flags.writeable = False
+    return tensor

@@ -44,22 +44,24 @@ class Predictor:
         if not caching.write:
             return Prediction(self._compute(question, call), "fwd=bypass")
         key = question.key()
-        if not caching.read:
-            return self._compute_and_keep(question, key, call, "fwd=request")
-        if (answer := self._cache.get(key)) is not None:
-            return Prediction(answer, "hit")
+        if not caching.read:  # nor does it claim: others who compute go on
+            answer = self._compute(question, call)
+            return Prediction(answer, "fwd=request; stored" if self._cache.put(key, answer) else "fwd=request")
+        if (found := self._cache.get(key)) is not None:
+            return Prediction(found, "hit")
         seconds = min(patience(question.model), call.remaining())
-        if not self._cache.claim(key, seconds) and (answer := self._cache.wait(key, seconds)) is not None:
-            return Prediction(answer, "fwd=miss; collapsed")
-        return self._compute_and_keep(question, key, call, "fwd=miss")
+        found = self._cache.settle(key) if self._cache.claim(key, seconds) else self._cache.wait(key, seconds)
+        if found is not None:
+            return Prediction(found, "fwd=miss; collapsed")
+        return self._compute_and_keep(question, key, call)
 
-    def _compute_and_keep(self, question: Question, key: bytes, call: InFlight, why: str) -> Prediction:
+    def _compute_and_keep(self, question: Question, key: bytes, call: InFlight) -> Prediction:
         try:
             answer = self._compute(question, call)
         except Exception:
             self._cache.give_up(key)
             raise
-        return Prediction(answer, f"{why}; stored" if self._cache.put(key, answer) else why)
+        return Prediction(answer, "fwd=miss; stored" if self._cache.put(key, answer) else "fwd=miss")
 
     def _compute(self, question: Question, call: InFlight) -> Answer:
         model, began = question.model, time.perf_counter()

@@ -50,17 +50,15 @@ class Allowance(msgspec.Struct, frozen=True):
 
 
 class Quotas:
-    """`workers` says how many processes share a quota. `start` begins to give back what nobody uses."""
+    """`workers` says how many processes share a quota. A thread, once there is a lease, gives back what nobody uses."""
 
     def __init__(self, store: Store, workers: Callable[[], int]) -> None:
         self._store = store
         self._count_workers = workers
         self._workers = 1
+        self._keeps_house = False
         self._lock = threading.Lock()
         self._leases: OrderedDict[str, Lease] = OrderedDict()
-
-    def start(self) -> None:
-        threading.Thread(target=self._keep_house_for_ever, name="quotas", daemon=True).start()
 
     def take(self, client: str, name: str, quota: Quota) -> Allowance:
         """Count one request of `client` under the quota called `name`; QuotaExceeded if it is one too many."""
@@ -104,6 +102,9 @@ class Quotas:
         return not lease.tokens and (lease.remaining > 0 or now - lease.used >= LEASE_SECONDS)
 
     def _lease(self, key: str, quota: Quota, last: Lease | None, now: float) -> Lease:
+        if not self._keeps_house:
+            self._keeps_house = True
+            threading.Thread(target=self._keep_house_for_ever, name="quotas", daemon=True).start()
         left = last.remaining if last and now < last.ends else 0
         wanted = max(1, min(MAX_LEASE, left // (PARTS * self._workers)))
         try:
@@ -129,8 +130,8 @@ class Quotas:
 
     def _keep_house_for_ever(self) -> None:
         while True:
-            time.sleep(LEASE_SECONDS)
             self._workers = max(1, self._count_workers())
+            time.sleep(LEASE_SECONDS)
             self.give_back(time.monotonic())
 
 

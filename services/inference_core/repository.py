@@ -7,10 +7,14 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from inference_core.errors import NotFound, TiercelError, Unavailable
+import structlog
+
+from inference_core.errors import NotFound, PackageRefused, TiercelError, Unavailable
 from inference_core.manifest import Package, is_name, is_version, read_package
 from inference_core.model import Model
 from inference_core.policy import Policy, read_policy
+
+log = structlog.get_logger()
 
 
 class Repository:
@@ -53,11 +57,17 @@ class Repository:
         return failures
 
     def _serve(self, name: str, version: str) -> None:
-        policy, model = self.policy(name), self._models.get(name)
+        model = self._models.get(name)
         if model is None or model.manifest.version != version:
+            policy = self.policy(name)
             model = self._load(read_package(self.folder(name, version), self._max_bytes))
-        model.policy = policy
-        self._models[name] = model
+            model.policy = policy
+            self._models[name] = model
+            return
+        try:
+            model.policy = self.policy(name)
+        except PackageRefused as error:  # of a model that nobody has asked to change: it goes on as before
+            log.warning("a model's policy is not taken up", model=name, reason=str(error))
 
     def names(self) -> list[str]:
         """Every model with at least one version on disk."""

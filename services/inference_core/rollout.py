@@ -89,6 +89,7 @@ class Rollout:
             before = self._state.read()
             version = version or self._repository.choose(name)
             folder = self._repository.folder(name, version)
+            self._repository.policy(name)  # refused before anything changes
             try:
                 try_package(folder, self._max_bytes, self._timeout)
             except PackageRefused as error:

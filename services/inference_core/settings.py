@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue_password_file: str = ""
     request_timeout_ms: Positive = 5000
     # How long a request may wait for its turn, once more arrive than can be answered; llhttp only.
-    max_queue_ms: Positive = 100
+    max_queue_ms: Positive = 500
     # How long after its deadline an inference may go on before its worker is given up and replaced.
     hang_grace_ms: Positive = 1000
     drain_seconds: Seconds = 4

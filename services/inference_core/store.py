@@ -14,9 +14,7 @@ from typing import Any, TypeVar
 import structlog
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import MaxConnectionsError, RedisError, ResponseError
 from redis.retry import Retry
 
 T = TypeVar("T")
@@ -24,6 +22,9 @@ T = TypeVar("T")
 MAX_FAILURES = 3
 PROBE_SECONDS = 1.0
 CONNECTIONS = 8
+# What a round trip is taken to last until there is a measurement, and once there is none that is recent.
+ASSUMED_SECONDS, STALE_SECONDS = 100e-6, 1.0
+SILENT_SECONDS = 60.0
 # Of the newest round trip in the running average.
 WEIGHT = 0.05
 
@@ -43,8 +44,10 @@ class Store:
         self._probe_seconds = probe_seconds
         self._failures = 0
         self._lock = threading.Lock()
+        self._silent_until = 0.0
+        self._answered_at = 0.0
         self.away = client is None
-        self.seconds = 100e-6
+        self.seconds = ASSUMED_SECONDS
 
     @property
     def exists(self) -> bool:
@@ -58,15 +61,30 @@ class Store:
         began = time.perf_counter()
         try:
             answer = commands(self._client)
-        except (RedisConnectionError, RedisTimeoutError) as error:  # refused, cut, silent, still loading its data
+        except MaxConnectionsError as error:  # all of ours are busy: nothing is wrong with Redis
+            raise StoreAway(self._name) from error
+        except ResponseError as error:  # it is there and will not: full, read-only, not permitted
+            self._refused(error)
+            raise StoreAway(self._name) from error
+        except RedisError as error:  # refused, cut, silent, still loading its data, or no Redis at all
             self._failed(error)
             raise StoreAway(self._name) from error
-        except RedisError as error:  # it is there and will not: full, read-only, not permitted
-            log.warning("redis refuses a command", redis=self._name, reason=str(error))
-            raise StoreAway(self._name) from error
         self._failures = 0
-        self.seconds += WEIGHT * (time.perf_counter() - began - self.seconds)
+        # One that takes long does not decide.
+        self.seconds += WEIGHT * (min(time.perf_counter() - began, 10 * self.seconds) - self.seconds)
+        self._answered_at = time.monotonic()
         return answer
+
+    def is_stale(self) -> bool:
+        """Whether nobody has asked for so long that `seconds` says nothing any more."""
+        return time.monotonic() - self._answered_at > STALE_SECONDS
+
+    def _refused(self, error: Exception) -> None:
+        # SECURITY: its kind only, as the text may repeat what was to be stored. Once in a while, as it may go on.
+        now = time.monotonic()
+        if now >= self._silent_until:
+            self._silent_until = now + SILENT_SECONDS
+            log.warning("redis refuses commands", redis=self._name, reason=type(error).__name__)
 
     def _failed(self, error: Exception) -> None:
         with self._lock:

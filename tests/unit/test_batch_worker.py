@@ -51,7 +51,7 @@ def test_it_can_be_seen_in_redis_while_it_lives_and_not_after_sigterm(url: str) 
     process = subprocess.Popen(command, env=os.environ | {"TIERCEL_QUEUE_URL": url}, stderr=subprocess.DEVNULL)
     try:
         with Redis.from_url(url) as redis:
-            wait_until(lambda: redis.keys("rq:worker:*"), "it has registered")
+            wait_until(lambda: [redis.hget(key, "state") for key in redis.keys("rq:worker:*")] == [b"idle"], "it waits")
             process.terminate()
             assert process.wait(20) == 0
             assert redis.smembers("rq:workers") == set()

@@ -223,16 +223,22 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
     # One connection.
 
     def _read(self, connection: Connection) -> None:
+        """Take what has arrived. A large body at once, lest each of its pieces wait for the requests of others."""
+        while self._read_piece(connection) == READ_BYTES and connection.reading:
+            pass
+
+    def _read_piece(self, connection: Connection) -> int:
         try:
             data = connection.socket.recv(READ_BYTES)
         except BlockingIOError:
-            return
+            return 0
         except OSError:
             data = b""
         if not data:
             self._close(connection)
         elif not connection.finished:
             self._take(connection, data)
+        return len(data)
 
     def _take(self, connection: Connection, data: bytes) -> None:
         try:
