@@ -407,6 +407,17 @@ def test_an_entry_is_not_kept_here_for_longer_than_there(
     wait_until(lambda: cache.get(KEY) is None, "it has expired in the worker", 2)
 
 
+@pytest.mark.parametrize("expires", [4e9, float("inf"), float("nan")])
+def test_a_clock_that_is_wrong_gives_no_entry_a_longer_life(
+    expires: float, redis: RedisServer, new_cache: Callable[..., PredictionCache]
+) -> None:
+    """Not longer than those of this worker have at most, whatever the one that kept it takes the time to be."""
+    redis.admin.set(KEY, entry(["<f4", [1], b"abcd"], expires=expires), px=500)
+    cache = new_cache(ttl=0.5, local=1 << 20)
+    assert cache.get(KEY)
+    wait_until(lambda: cache.get(KEY) is None, "it has expired in the worker", 2)
+
+
 def test_an_entry_of_the_very_limit_is_kept_and_a_larger_one_is_not(
     redis: RedisServer, new_cache: Callable[..., PredictionCache]
 ) -> None:
