@@ -26,8 +26,8 @@ WORTH = 4.0
 # Seconds by which entries expire earlier or later than others, as a fraction of their time.
 JITTER = 0.1
 POLL_SECONDS = 0.002
-# What Python takes for a key and an answer beside its numbers, about.
-OVERHEAD_BYTES = 600
+# What Python takes for an entry and for each of its tensors beside its numbers, about.
+OVERHEAD_BYTES, TENSOR_BYTES = 400, 200
 # SECURITY: what numpy would make of other names, such as structures or times, is no tensor.
 DTYPES = {datatype.dtype.str: datatype.dtype for datatype in DATATYPES.values()}
 # How long others wait for who computes, in multiples of what the model usually takes, and at least.
@@ -111,7 +111,10 @@ class PredictionCache:
         if not isinstance(text, bytes) or (entry := _decode(text)) is None:
             return None
         answer, expires = entry
-        self._local.put(key, answer, len(text), expires - time.time())
+        # Clocks differ: no longer than what is new, and not at all by one that tells no time.
+        longest = self._ttl * (1 + JITTER)
+        lifetime = expires - time.time()
+        self._local.put(key, answer, len(text), 0.0 if math.isnan(lifetime) else min(lifetime, longest))
         return answer
 
     def put(self, key: bytes, answer: Answer) -> bool:
@@ -193,7 +196,7 @@ class LocalTier:
             return entry[0]
 
     def put(self, key: bytes, answer: Answer, size: int, lifetime: float) -> None:
-        size += OVERHEAD_BYTES
+        size += OVERHEAD_BYTES + TENSOR_BYTES * len(answer)
         with self._lock:
             self._drop(key)
             if size > self._max_bytes:
