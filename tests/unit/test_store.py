@@ -33,7 +33,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis"), "--enable-debug-command", "no") as server:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
