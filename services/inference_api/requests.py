@@ -66,15 +66,15 @@ def whole_number(what: str, given: str, least: int, most: int | None = None) -> 
 def watch(req: falcon.Request, services: Services) -> InFlight:
     """The context in which this request is answered by its deadline: `X-Request-Timeout-Ms`, or the server's own limit.
 
-    It counts from when NGINX had the request. Read the body before: a client that sends slowly is no hanging inference.
+    The client's counts from when NGINX had the request; ours does not, as requests wait while containers are replaced.
+    Read the body before: a client that sends slowly is no hanging inference.
     """
-    limit = services.settings.request_timeout_ms
+    remaining = services.settings.request_timeout_ms / 1000
     given = req.env.get("HTTP_X_REQUEST_TIMEOUT_MS")
     if given is not None:
-        limit = min(limit, whole_number("X-Request-Timeout-Ms", given, 1))
-    remaining = limit / 1000 - age(req.env)
-    if remaining <= 0:
-        raise DeadlineExceeded("request: its deadline passed before its turn came")
+        remaining = min(remaining, whole_number("X-Request-Timeout-Ms", given, 1) / 1000 - age(req.env))
+        if remaining <= 0:
+            raise DeadlineExceeded("request: its deadline passed before its turn came")
     deadline = time.monotonic() + remaining
     return services.watchdog.watch(deadline, functools.partial(_answer_in_its_stead, req))
 
