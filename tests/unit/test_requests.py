@@ -1,4 +1,5 @@
 import io
+import time
 from typing import Any
 
 import falcon
@@ -8,7 +9,7 @@ from falcon.testing import create_environ
 from inference_api.requests import media_type, read_body, read_json_body, watch, whole_number
 from inference_core.bodies import compress
 from inference_core.bootstrap import Services
-from inference_core.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
+from inference_core.errors import DeadlineExceeded, InvalidInput, PayloadTooLarge, UnsupportedMedia
 from inference_core.settings import Settings
 from inference_core.watchdog import Watchdog
 
@@ -163,3 +164,16 @@ def test_a_deadline_that_is_none_is_refused(given: str) -> None:
     """The header is named."""
     with pytest.raises(InvalidInput, match=r"^X-Request-Timeout-Ms: expected a whole number from 1, got "):
         watch(request(HTTP_X_REQUEST_TIMEOUT_MS=given), services())
+
+
+@pytest.mark.parametrize(("waited", "given", "in_time"), [(60, None, True), (0, "1000", True), (60, "1000", False)])
+def test_the_clients_deadline_counts_from_when_nginx_had_the_request(
+    waited: float, given: str | None, in_time: bool
+) -> None:
+    """Ours does not: requests wait while API containers are replaced."""
+    req = request(HTTP_X_REQUEST_START=f"t={time.time() - waited:.3f}", HTTP_X_REQUEST_TIMEOUT_MS=given)
+    if in_time:
+        assert watch(req, services()).remaining() > 0.5
+    else:
+        with pytest.raises(DeadlineExceeded, match="before its turn came"):
+            watch(req, services())
