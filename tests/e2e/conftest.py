@@ -15,7 +15,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
     except BaseException:
         print(stack.compose("ps", "--all", check=False))  # noqa: T201  # for who reads the failure
-        print(stack.compose("logs", "--no-color", "--tail", "30", check=False))  # noqa: T201
+        print(stack.compose("logs", "--no-color", "--tail", "30", check=False))  # noqa: T201  # the same
         raise
     finally:
         stack.compose("down", "--volumes", "--timeout", "30", check=False)
