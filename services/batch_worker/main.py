@@ -3,7 +3,6 @@
 import os
 import socket
 import sys
-from pathlib import Path
 
 import rq
 import structlog
@@ -12,7 +11,7 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from inference_core.settings import Settings, SettingsError, read_settings
+from inference_core.settings import Settings, SettingsError, read_secret, read_settings
 from inference_core.telemetry import configure_logging
 
 QUEUE = "jobs"
@@ -51,12 +50,11 @@ def main() -> str | None:
 
 def connect(settings: Settings) -> BatchWorker:
     """A worker that is called like its container, so that a health check can ask Redis for it."""
-    path = settings.queue_password_file
-    password = {"password": Path(path).read_text().strip()} if path else {}
+    password = read_secret(settings.queue_password_file)
     return BatchWorker(
         [QUEUE],
         name=socket.gethostname(),
-        connection=Redis.from_url(settings.queue_url, **password),
+        connection=Redis.from_url(settings.queue_url, **({"password": password} if password else {})),
         serializer=JSONSerializer,  # SECURITY: RQ's default, pickle, runs what it reads
         worker_ttl=WORKER_TTL,
         job_monitoring_interval=MONITORING_INTERVAL,

@@ -11,7 +11,7 @@ from inference_core.predictor import Predictor
 from inference_core.quotas import Quotas
 from inference_core.repository import Repository
 from inference_core.rollout import Rollout, propose
-from inference_core.settings import Settings
+from inference_core.settings import Settings, read_secret
 from inference_core.shared_state import Desired, SharedState
 from inference_core.store import open_store
 from inference_core.thread_plan import granted_cpus, make_plan
@@ -33,7 +33,7 @@ def bootstrap(settings: Settings) -> Services:
     state = SharedState(Path(settings.state_dir))
     rollout = Rollout(repository, state, settings.max_model_bytes, settings.load_timeout_seconds, settings.poll_seconds)
     watchdog = Watchdog(settings.hang_grace_ms / 1000)
-    store = open_store(settings.cache_url, settings.cache_password_file, settings.redis_timeout_ms / 1000)
+    store = open_store(settings.cache_url, read_secret(settings.cache_password_file), settings.redis_timeout_ms / 1000)
     cache = PredictionCache(
         store, settings.cache_ttl_seconds, settings.cache_max_entry_bytes, settings.cache_local_bytes
     )

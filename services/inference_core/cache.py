@@ -1,8 +1,9 @@
 """Predictions that were made before: in this process, and in Redis for all.
 
-A key is a digest of everything that an answer follows from: the package, the wanted outputs, and each input's name,
-type, shape and bytes; for a photo, its bytes before they are decoded. So an entry of a replaced version, or of another
-model, type or shape with the same bytes, cannot be found. Entries expire, and a broken one is taken for none.
+A key is a digest of everything that an answer follows from: the package and its runtime, the wanted outputs, and each
+input's name, type, shape and bytes; for a photo, its bytes before they are decoded. So an entry of a replaced version,
+or of another model, type or shape with the same bytes, cannot be found. Entries expire, and a broken one is taken for
+none.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from redis import Redis
 
 from inference_core.model import Model
 from inference_core.store import ASSUMED_SECONDS, Store, StoreAway
@@ -32,6 +34,8 @@ OVERHEAD_BYTES, TENSOR_BYTES = 400, 200
 DTYPES = {datatype.dtype.str: datatype.dtype for datatype in DATATYPES.values()}
 # How long others wait for who computes, in multiples of what the model usually takes, and at least.
 PATIENCE, MIN_PATIENCE_SECONDS = 5.0, 0.05
+# In place of a claim, for so long: the answer is too large to be shared, so that nobody is to wait for it.
+UNSHARED, UNSHARED_SECONDS = b"-", 60.0
 
 Answer = list[Tensor]
 Feeds = dict[str, Tensor]
@@ -54,7 +58,7 @@ class Question(msgspec.Struct):
         return b"c:" + digest.digest()
 
     def _parts(self) -> "Iterator[bytes | memoryview]":
-        yield self.model.digest.encode()
+        yield self.model.fingerprint.encode()
         yield msgspec.msgpack.encode(self.outputs)
         if self.photo is not None:
             yield b"photo"
@@ -83,6 +87,17 @@ class Entry(msgspec.Struct, array_like=True):
     tensors: Annotated[list[Stored], msgspec.Meta(min_length=1)]
 
 
+class Claim(msgspec.Struct, frozen=True):
+    """That we compute what `key` stands for, and others wait for us; until `ends`, on the monotonic clock."""
+
+    key: bytes
+    ends: float
+
+    def is_ours(self) -> bool:
+        """Whether it is there still, and not somebody else's by now."""
+        return time.monotonic() < self.ends
+
+
 class PredictionCache:
     """`local_bytes` of answers in this process, in front of `store`. Entries over `max_entry_bytes` are not kept."""
 
@@ -108,6 +123,57 @@ class PredictionCache:
             text = self._store.ask(lambda redis: redis.get(key))
         except StoreAway:
             return None
+        return self._taken(key, text)
+
+    def put(self, key: bytes, answer: Answer, claim: Claim | None = None) -> bool:
+        """Keep `answer` and let those who wait for it have it; whether it could be kept for all."""
+        lifetime = self._ttl * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # so that not all expire at once
+        for tensor in answer:
+            tensor.flags.writeable = False  # from here on it is others' as well
+        text = _encode(answer, time.time() + lifetime)
+        fits = len(text) <= self._max_entry_bytes
+        try:
+            if fits:
+                self._local.put(key, answer, len(text), lifetime)
+                self._store.ask(lambda redis: _set(redis, key, text, lifetime, claim))
+            elif claim:
+                self._store.ask(lambda redis: redis.set(_claimed(key), UNSHARED, px=_milliseconds(UNSHARED_SECONDS)))
+        except StoreAway:
+            return False
+        return fits
+
+    def wait_for_turn(self, key: bytes, seconds: float, lifetime: float) -> tuple[Answer | None, Claim | None]:
+        """After a miss: what somebody else computes, within `seconds`; or None, when it is for us to compute.
+
+        With a claim, which ends after `lifetime`, others wait for us.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            claim = Claim(key, time.monotonic() + lifetime)
+            try:
+                before, text = self._store.ask(lambda redis: _claim_and_get(redis, key, lifetime))
+            except StoreAway:
+                return None, None
+            answer = self._taken(key, text)
+            if before is None:
+                if answer is None:
+                    return None, claim
+                self.give_up(claim)  # it came since the last look
+            if answer is not None or before == UNSHARED or time.monotonic() + POLL_SECONDS > deadline:
+                return answer, None
+            time.sleep(POLL_SECONDS)
+
+    def give_up(self, claim: Claim) -> None:
+        """What was claimed will not come."""
+        if not claim.is_ours():
+            return
+        try:
+            self._store.ask(lambda redis: redis.delete(_claimed(claim.key)))
+        except StoreAway:
+            return
+
+    def _taken(self, key: bytes, text: Any) -> Answer | None:
+        """The answer in an entry of Redis, from now on here as well."""
         if not isinstance(text, bytes) or (entry := _decode(text)) is None:
             return None
         answer, expires = entry
@@ -115,58 +181,6 @@ class PredictionCache:
         longest = self._ttl * (1 + JITTER)
         lifetime = expires - time.time()
         self._local.put(key, answer, len(text), 0.0 if math.isnan(lifetime) else min(lifetime, longest))
-        return answer
-
-    def put(self, key: bytes, answer: Answer) -> bool:
-        """Keep `answer` and let those who wait for it have it; whether it could be kept for all."""
-        lifetime = self._ttl * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # so that not all expire at once
-        for tensor in answer:
-            tensor.flags.writeable = False  # from here on it is others' as well
-        text = _encode(answer, time.time() + lifetime)
-        if len(text) > self._max_entry_bytes:
-            self.give_up(key)
-            return False
-        self._local.put(key, answer, len(text), lifetime)
-        try:
-            self._store.ask(
-                lambda redis: _execute(redis, ("SET", key, text, "PX", int(lifetime * 1000)), ("DEL", _claim(key)))
-            )
-        except StoreAway:
-            return False
-        return True
-
-    def claim(self, key: bytes, seconds: float) -> bool:
-        """Whether it is for us to compute, as nobody has said so in the last `seconds`. Without Redis it is."""
-        try:
-            return bool(
-                self._store.ask(lambda redis: redis.set(_claim(key), b"", nx=True, px=max(1, int(seconds * 1000))))
-            )
-        except StoreAway:
-            return True
-
-    def give_up(self, key: bytes) -> None:
-        """What was claimed will not come."""
-        try:
-            self._store.ask(lambda redis: redis.delete(_claim(key)))
-        except StoreAway:
-            return
-
-    def wait(self, key: bytes, seconds: float) -> Answer | None:
-        """What somebody else computes, or None if it is for us after all."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-            if (answer := self.get(key)) is not None:
-                return answer
-            if self.claim(key, seconds):
-                return self.settle(key)
-        return None
-
-    def settle(self, key: bytes) -> Answer | None:
-        """What came after the last look and before the claim, which is then given up; usually nothing."""
-        answer = self.get(key)
-        if answer is not None:
-            self.give_up(key)
         return answer
 
 
@@ -211,16 +225,30 @@ class LocalTier:
             self._bytes -= entry[1]
 
 
-def _claim(key: bytes) -> bytes:
+def _claimed(key: bytes) -> bytes:
     return b"cl" + key[1:]
 
 
-def _execute(redis: Any, *commands: tuple[Any, ...]) -> Any:
-    """Several commands in one round trip."""
+def _claim_and_get(redis: Redis, key: bytes, lifetime: float) -> tuple[Any, Any]:
+    """The claim that there was before ours, and the entry, in one round trip; in this order nothing slips through."""
     pipeline = redis.pipeline(transaction=False)
-    for command in commands:
-        pipeline.execute_command(*command)
-    return pipeline.execute()
+    pipeline.set(_claimed(key), b"", nx=True, get=True, px=_milliseconds(lifetime))
+    pipeline.get(key)
+    before, text = pipeline.execute()
+    return before, text
+
+
+def _set(redis: Redis, key: bytes, text: bytes, lifetime: float, claim: Claim | None) -> None:
+    """Keep an entry, and end the claim to it if that is ours, in one round trip."""
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.set(key, text, px=_milliseconds(lifetime))
+    if claim and claim.is_ours():
+        pipeline.delete(_claimed(key))
+    pipeline.execute()
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
 
 
 def _encode(answer: Answer, expires: float) -> bytes:

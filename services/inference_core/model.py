@@ -32,6 +32,8 @@ class Model:
     def __init__(self, package: Package, intra_op_threads: int) -> None:
         self.manifest = package.manifest
         self.digest = package.digest
+        # What its answers follow from besides its input.
+        self.fingerprint = f"{package.digest} onnxruntime-{ort.__version__} exact-{_multiplies_int8_exactly(CPU_INFO)}"
         self.policy = Policy()
         # What a prediction costs, on average: the warm-up's at first, then that of requests, photos decoded.
         self.seconds = 0.0

@@ -49,19 +49,16 @@ class Predictor:
             return Prediction(answer, "fwd=request; stored" if self._cache.put(key, answer) else "fwd=request")
         if (found := self._cache.get(key)) is not None:
             return Prediction(found, "hit")
-        seconds = min(patience(question.model), call.remaining())
-        found = self._cache.settle(key) if self._cache.claim(key, seconds) else self._cache.wait(key, seconds)
+        found, claim = self._cache.wait_for_turn(key, min(patience(question.model), call.remaining()), call.remaining())
         if found is not None:
             return Prediction(found, "fwd=miss; collapsed")
-        return self._compute_and_keep(question, key, call)
-
-    def _compute_and_keep(self, question: Question, key: bytes, call: InFlight) -> Prediction:
         try:
             answer = self._compute(question, call)
         except Exception:
-            self._cache.give_up(key)
+            if claim:
+                self._cache.give_up(claim)
             raise
-        return Prediction(answer, "fwd=miss; stored" if self._cache.put(key, answer) else "fwd=miss")
+        return Prediction(answer, "fwd=miss; stored" if self._cache.put(key, answer, claim) else "fwd=miss")
 
     def _compute(self, question: Question, call: InFlight) -> Answer:
         model, began = question.model, time.perf_counter()

@@ -5,6 +5,7 @@ variable that nobody knows, stops the process with its name.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -16,6 +17,9 @@ PREFIX = "TIERCEL_"
 
 PORT = r"(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[0-9]{1,4})"
 Bind = Annotated[str, msgspec.Meta(pattern=rf"^(unix:/.+|[^:/]+:{PORT}|\[[0-9a-fA-F:]+\]:{PORT})$")]
+RedisUrl = Annotated[
+    str, msgspec.Meta(pattern=rf"^(rediss?://([^/@ ]*@)?[^/@: ]+(:{PORT})?(/[0-9]*)?|unix://([^/@ ]*@)?/[^ ]+)?$")
+]
 WorkerClass = Literal["meinheld", "llhttp", "gthread"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -41,7 +45,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     poll_seconds: Seconds = 0
     load_timeout_seconds: Seconds = 20
     # The Redis for what may be lost: cached predictions and quotas; empty: neither.
-    cache_url: str = ""
+    cache_url: RedisUrl = ""
     cache_password_file: str = ""
     cache_ttl_seconds: Annotated[float, msgspec.Meta(gt=0, le=30 * 86400)] = 3600
     cache_max_entry_bytes: Positive = 1 << 20
@@ -53,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # How long a request waits for Redis at most, for each command.
     redis_timeout_ms: Positive = 50
     # The Redis that keeps batch jobs; empty: there are none.
-    queue_url: str = ""
+    queue_url: RedisUrl = ""
     queue_password_file: str = ""
     request_timeout_ms: Positive = 5000
     # How long a request may wait for its turn, once more arrive than can be answered; llhttp only.
@@ -73,7 +77,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
-    """The settings in `environ`; SettingsError names the variable that is unknown or does not fit."""
+    """The settings in `environ`; SettingsError names a variable that is unknown or whose value does not fit."""
     values = {key.removeprefix(PREFIX).lower(): value for key, value in environ.items() if key.startswith(PREFIX)}
     unknown = values.keys() - set(Settings.__struct_fields__)
     if unknown:
@@ -82,8 +86,25 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         try:
             msgspec.convert({name: value}, Settings, strict=False)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"{variable(name)}: {_expected(name, error)}, got {value!r}") from None
+            # SECURITY: a URL may have a password in it.
+            got = "" if name.endswith("_url") else f", got {value!r}"
+            raise SettingsError(f"{variable(name)}: {_expected(name, error)}{got}") from None
+        if name.endswith("_file"):
+            _check_readable(name, value)
     return msgspec.convert(values, Settings, strict=False)
+
+
+def read_secret(path: str) -> str:
+    """What the file says, without the end of its line; empty without a file."""
+    return Path(path).read_text().strip() if path else ""
+
+
+def _check_readable(name: str, path: str) -> None:
+    try:
+        if path and not read_secret(path):
+            raise SettingsError(f"{variable(name)}: expected a file with a secret, and {path} is empty")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{variable(name)}: expected a readable file: {error}") from None
 
 
 def _expected(name: str, error: msgspec.ValidationError) -> str:
@@ -91,6 +112,8 @@ def _expected(name: str, error: msgspec.ValidationError) -> str:
     kind = get_type_hints(Settings, include_extras=True)[name]
     if get_origin(kind) is Literal:
         return f"expected {' or '.join(get_args(kind))}"
+    if kind == RedisUrl:
+        return "expected redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH, with USER@ if need be"
     if kind == Bind:
         return "expected HOST:PORT with a port up to 65535, or unix:/PATH"
     if "got `str`" in str(error):

@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
@@ -19,6 +18,7 @@ from redis.retry import Retry
 
 T = TypeVar("T")
 
+TIMEOUT_SECONDS = 0.05
 MAX_FAILURES = 3
 PROBE_SECONDS = 1.0
 CONNECTIONS = 8
@@ -38,10 +38,11 @@ class StoreAway(Exception):
 class Store:
     """`ask` runs commands on the client. `seconds` is what a round trip takes, on average."""
 
-    def __init__(self, client: "Redis | None", name: str, probe_seconds: float = PROBE_SECONDS) -> None:
+    def __init__(self, client: "Redis | None", name: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._client = client
         self._name = name
-        self._probe_seconds = probe_seconds
+        self._timeout_seconds = timeout_seconds
+        self._probe_seconds = PROBE_SECONDS
         self._failures = 0
         self._lock = threading.Lock()
         self._silent_until = 0.0
@@ -69,9 +70,13 @@ class Store:
         except RedisError as error:  # refused, cut, silent, still loading its data, or no Redis at all
             self._failed(error)
             raise StoreAway(self._name) from error
-        self._failures = 0
+        took = time.perf_counter() - began
+        if took <= self._timeout_seconds:
+            self._failures = 0
+        else:  # each of its pieces came in time, and together they did not
+            self._failed("slow")
         # One that takes long does not decide.
-        self.seconds += WEIGHT * (min(time.perf_counter() - began, 10 * self.seconds) - self.seconds)
+        self.seconds += WEIGHT * (min(took, 10 * self.seconds) - self.seconds)
         self._answered_at = time.monotonic()
         return answer
 
@@ -86,13 +91,13 @@ class Store:
             self._silent_until = now + SILENT_SECONDS
             log.warning("redis refuses commands", redis=self._name, reason=type(error).__name__)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, reason: object) -> None:
         with self._lock:
             self._failures += 1
             if self.away or self._failures < MAX_FAILURES:
                 return
             self.away = True
-        log.warning("redis is away", redis=self._name, reason=str(error))
+        log.warning("redis is away", redis=self._name, reason=str(reason))
         threading.Thread(target=self._wait_for_return, name="redis-probe", daemon=True).start()
 
     def _wait_for_return(self) -> None:
@@ -110,11 +115,11 @@ class Store:
             return False
 
 
-def open_store(url: str, password_file: str, timeout_seconds: float) -> Store:
+def open_store(url: str, password: str, timeout_seconds: float) -> Store:
     """The Redis at `url`; with an empty one, a store that is always away. It connects when it is first asked."""
     if not url:
         return Store(None, "none")
-    options: dict[str, Any] = {"password": Path(password_file).read_text().strip()} if password_file else {}
+    options: dict[str, Any] = {"password": password} if password else {}
     client = Redis.from_url(
         url,
         socket_timeout=timeout_seconds,
@@ -126,4 +131,4 @@ def open_store(url: str, password_file: str, timeout_seconds: float) -> Store:
         protocol=2,
         **options,
     )
-    return Store(client, url.rpartition("@")[2])
+    return Store(client, url.rpartition("@")[2], timeout_seconds)

@@ -498,7 +498,7 @@ def test_an_answer_over_the_limit_is_not_kept(
     small = own_client_of(cache_max_entry_bytes=size - 1)
     for _ in range(2):
         assert status(small.post(SCALE, ROWS)) == "tiercel; fwd=miss"
-    assert redis.admin.keys("*") == []
+    assert redis.admin.keys("c:*") == []
     assert status(own_client_of(cache_max_entry_bytes=size).post(SCALE, ROWS)) == MISS
 
 

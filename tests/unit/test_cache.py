@@ -23,8 +23,10 @@ from inference_core.cache import (
     JITTER,
     MIN_PATIENCE_SECONDS,
     PATIENCE,
+    UNSHARED_SECONDS,
     WORTH,
     Answer,
+    Claim,
     LocalTier,
     PredictionCache,
     Question,
@@ -48,7 +50,7 @@ class FakeModel:
 
     def __init__(self, digest: str = MODELS["one"], seconds: float = 10.0, cache: Any = "on") -> None:
         self.manifest = manifest([tensor("FP32", -1, 2)])
-        self.digest, self.seconds, self.policy = digest, seconds, Policy(cache=cache)
+        self.fingerprint, self.seconds, self.policy = digest, seconds, Policy(cache=cache)
         self.runs = 0
         self.resume = threading.Event()
         self.resume.set()
@@ -81,6 +83,11 @@ def question(model: Any = None, photo: bytes | None = None, outputs: list[str] |
 
 def predict(predictor: Predictor, asked: Question, caching: Caching | None = None, seconds: float = 20) -> Prediction:
     return predictor.predict(asked, cast(InFlight, FakeCall(seconds)), caching or Caching())
+
+
+def claimed(cache: PredictionCache, key: bytes, seconds: float = 600) -> Claim | None:
+    """A claim to compute the answer, unless somebody else has one; without waiting for that."""
+    return cache.wait_for_turn(key, 0, seconds)[1]
 
 
 @pytest.fixture(scope="module")
@@ -421,12 +428,11 @@ def test_a_clock_that_is_wrong_gives_no_entry_a_longer_life(
 def test_an_entry_of_the_very_limit_is_kept_and_a_larger_one_is_not(
     redis: RedisServer, new_cache: Callable[..., PredictionCache]
 ) -> None:
-    """Not here either; and nobody waits for it."""
+    """Not here either."""
     new_cache().put(KEY, FP32)
     size = redis.admin.strlen(KEY)
     redis.admin.flushall()
     small = new_cache(max_entry=size - 1, local=1 << 20)
-    assert small.claim(KEY, 60)
     assert not small.put(KEY, FP32)
     assert small.get(KEY) is None
     assert redis.admin.keys("*") == []
@@ -630,27 +636,30 @@ def test_of_many_who_ask_at_once_one_computes(redis: RedisServer, new_cache: Cal
         assert len(redis.admin.keys("*")) == round_ + 1, "no claim is left"
 
 
-@pytest.mark.parametrize("moment", range(1, 7))
+@pytest.mark.parametrize("moment", range(1, 5))
 def test_an_answer_that_comes_between_two_questions_to_redis_is_not_computed_again(
     moment: int, new_cache: Callable[..., PredictionCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker has the claim, and has done just before the `moment`th command of this one, whichever that is."""
     model, cache, other = FakeModel(), new_cache(), new_cache()
     asked = question(model)
-    assert other.claim(asked.key(), 60)
+    claim = claimed(other, asked.key())
+    assert claim
     commands = itertools.count(1)
     ask = cache._store.ask
 
     def ask_after_the_other(what: Any) -> Any:
         if next(commands) == moment:
-            other.put(asked.key(), FP32)
+            other.put(asked.key(), FP32, claim)
         return ask(what)
 
     monkeypatch.setattr(cache._store, "ask", ask_after_the_other)
     prediction = predict(Predictor(cache), asked)
     assert same(prediction.answer, FP32)
     assert model.runs == 0
-    assert not new_cache().claim(asked.key(), 60) or new_cache().get(asked.key()), "it is there for the next"
+    assert same(new_cache().get(asked.key()) or [], FP32)
+    new_cache()._store.ask(lambda redis: redis.delete(asked.key()))
+    assert claimed(new_cache(), asked.key()), "no claim is left"
 
 
 def test_who_fails_lets_another_compute(redis: RedisServer, new_cache: Callable[..., PredictionCache]) -> None:
@@ -695,7 +704,7 @@ def test_who_is_gone_is_not_waited_for_longer_than_it_should_take(
     """However long it has claimed the answer for. The bound is loose: others use these cores."""
     model = FakeModel(seconds=0.001)
     asked = question(model)
-    assert new_cache().claim(asked.key(), claimed_for)
+    assert claimed(new_cache(), asked.key(), claimed_for)
     began = time.monotonic()
     assert predict(Predictor(new_cache()), asked).cache == "fwd=miss; stored"
     assert time.monotonic() - began < 5
@@ -705,21 +714,54 @@ def test_who_is_gone_is_not_waited_for_longer_than_it_should_take(
 def test_a_claim_ends_by_itself(redis: RedisServer, new_cache: Callable[..., PredictionCache]) -> None:
     """A worker that dies takes nothing with it."""
     cache = new_cache()
-    assert cache.claim(KEY, 60)
-    assert not cache.claim(KEY, 60)
+    assert claimed(cache, KEY, 60)
+    assert not claimed(cache, KEY, 60)
     [claim] = redis.admin.keys("*")
     assert 0 < redis.admin.pttl(claim) <= 60_000
     redis.admin.pexpire(claim, 1)
-    wait_until(lambda: cache.claim(KEY, 60), "the claim has ended")
-    cache.give_up(KEY)
-    assert cache.claim(KEY, 0), "however little time is left"
+    wait_until(lambda: claimed(cache, KEY, 0), "the claim has ended, and another lasts however little time is left")
+
+
+@pytest.mark.parametrize("end", ["keep", "give up"])
+def test_who_computes_for_too_long_leaves_the_next_claim_alone(
+    end: str, redis: RedisServer, new_cache: Callable[..., PredictionCache]
+) -> None:
+    """A claim that has ended may be another's by now."""
+    slow, next_one = new_cache(), new_cache()
+    over = claimed(slow, KEY, 0.001)
+    assert over
+    wait_until(lambda: claimed(next_one, KEY), "the next has it")
+    if end == "keep":
+        assert slow.put(KEY, FP32, over)
+        redis.admin.delete(KEY)
+    else:
+        slow.give_up(over)
+    assert not claimed(new_cache(), KEY)
+
+
+def test_an_answer_that_is_too_large_is_not_waited_for(
+    redis: RedisServer, new_cache: Callable[..., PredictionCache]
+) -> None:
+    """Or those who ask the same would compute it one after the other, each waiting for the one before."""
+    model, predictors = FakeModel(seconds=100), [Predictor(new_cache(max_entry=1)) for _ in range(2)]
+    asked = question(model)
+    assert predict(predictors[0], asked).cache == "fwd=miss"
+    model.resume.clear()
+    release = threading.Thread(
+        target=lambda: (wait_until(lambda: model.runs == 3, "both compute"), model.resume.set()), daemon=True
+    )
+    release.start()
+    results = in_threads(*[lambda p=p: predict(p, asked) for p in predictors])
+    assert [result.cache for result in results] == ["fwd=miss", "fwd=miss"]
+    [state] = redis.admin.keys("*")
+    assert 0 < redis.admin.pttl(state) <= UNSHARED_SECONDS * 1000
 
 
 def test_nobody_waits_beyond_the_deadline(new_cache: Callable[..., PredictionCache]) -> None:
     """A claim is waited for no longer than the request has time; then it is over, like any that comes too late."""
     model = FakeModel(seconds=100)
     asked = question(model)
-    assert new_cache().claim(asked.key(), 600)
+    assert claimed(new_cache(), asked.key())
     with pytest.raises(DeadlineExceeded):
         predict(Predictor(new_cache()), asked, seconds=0.05)
     assert model.runs == 0
@@ -734,7 +776,8 @@ def test_without_redis_everybody_computes_and_nobody_waits(
     away: PredictionCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And there is no claim that somebody else could have."""
-    monkeypatch.setattr(away, "wait", lambda *_: pytest.fail("somebody waits"))
+    clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=lambda _: pytest.fail("somebody waits"))
+    monkeypatch.setattr(cache_module, "time", clock)
     model, predictor = FakeModel(), Predictor(away)
     results = in_threads(*[lambda: predict(predictor, question(model)) for _ in range(20)])
     assert [result.cache for result in results] == ["fwd=miss"] * 20
@@ -745,7 +788,7 @@ def test_who_waits_computes_when_redis_goes_away(redis: RedisServer, new_cache: 
     """The answer may have come, but not to us."""
     model, cache = FakeModel(), new_cache(timeout=0.2)
     asked = question(model)
-    assert new_cache().claim(asked.key(), 600)
+    assert claimed(new_cache(), asked.key())
     stopped = threading.Event()
 
     def stop_redis() -> None:
@@ -791,7 +834,7 @@ def test_who_wants_it_new_gets_it_new_and_the_others_get_that(new_cache: Callabl
 def test_who_wants_it_new_does_not_wait(redis: RedisServer, new_cache: Callable[..., PredictionCache]) -> None:
     """Another computes already, perhaps from before."""
     model = FakeModel()
-    assert new_cache().claim(question(model).key(), 600)
+    assert claimed(new_cache(), question(model).key())
     assert predict(Predictor(new_cache()), question(model), Caching(read=False)).cache == "fwd=request; stored"
 
 
@@ -801,10 +844,10 @@ def test_who_wants_it_new_and_fails_leaves_the_claim_to_who_has_it(
     """Otherwise one more would compute what is being computed."""
     model = FakeModel()
     model.fails = True
-    assert new_cache().claim(question(model).key(), 600)
+    assert claimed(new_cache(), question(model).key())
     with pytest.raises(InferenceFailed):
         predict(Predictor(new_cache()), question(model), Caching(read=False))
-    assert not new_cache().claim(question(model).key(), 600)
+    assert not claimed(new_cache(), question(model).key())
 
 
 def test_who_wants_nothing_kept_leaves_no_trace(redis: RedisServer, new_cache: Callable[..., PredictionCache]) -> None:
@@ -879,7 +922,7 @@ def test_whatever_redis_does_the_cache_raises_nothing(away: PredictionCache) -> 
     """It has no answer, cannot keep one, and leaves who asks to compute."""
     assert away.get(KEY) is None
     assert away.put(KEY, FP32) is False
-    assert away.claim(KEY, 1) is True
-    away.give_up(KEY)
+    assert away.wait_for_turn(KEY, 1, 1) == (None, None)
+    away.give_up(Claim(KEY, time.monotonic() + 60))
     with pytest.raises(StoreAway):
         away._store.ask(lambda redis: redis.ping())

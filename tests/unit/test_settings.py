@@ -5,7 +5,7 @@ import msgspec
 import pytest
 from native.configuration import DEFAULTS
 
-from inference_core.settings import Settings, SettingsError, read_settings, variable
+from inference_core.settings import Settings, SettingsError, read_secret, read_settings, variable
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,6 +103,45 @@ def test_the_message_says_what_is_expected(name: str, text: str, expected: str) 
     with pytest.raises(SettingsError) as refused:
         read_settings({name: text})
     assert str(refused.value) == f"{name}: {expected}, got {text!r}"
+
+
+@pytest.mark.parametrize(
+    "url", ["cache", "redis://", "http://h:1", "redis://h:p", "redis://h:65536", "unix://", "redis://u:s3cret@h/a b"]
+)
+def test_a_url_that_does_not_fit_is_named_and_not_told(url: str) -> None:
+    """SECURITY: there may be a password in it."""
+    with pytest.raises(SettingsError) as refused:
+        read_settings({"TIERCEL_CACHE_URL": url})
+    assert str(refused.value).startswith("TIERCEL_CACHE_URL: expected redis://HOST:PORT")
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "redis://h",
+        "redis://h:6379/0",
+        "rediss://user@h:6379",
+        "redis://u:p@h/1",
+        "unix:///run/r.sock",
+        "unix://u@/r",
+    ],
+)
+def test_urls_that_fit(url: str) -> None:
+    assert read_settings({"TIERCEL_QUEUE_URL": url}).queue_url == url
+
+
+def test_a_file_with_a_secret_must_be_there_and_have_one(tmp_path: Path) -> None:
+    """At the start, rather than in each worker."""
+    name, path = "TIERCEL_CACHE_PASSWORD_FILE", tmp_path / "password"
+    with pytest.raises(SettingsError, match=f"^{name}: expected a readable file.*password"):
+        read_settings({name: str(path)})
+    path.write_text("\n")
+    with pytest.raises(SettingsError, match=f"^{name}: expected a file with a secret"):
+        read_settings({name: str(path)})
+    path.write_text("s3cret\n")
+    assert read_secret(read_settings({name: str(path)}).cache_password_file) == "s3cret"
 
 
 def test_an_unknown_variable_is_named() -> None:

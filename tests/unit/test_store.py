@@ -59,8 +59,8 @@ def opened(redis: RedisServer) -> Iterator[Callable[..., Store]]:
     """Open a store that looks for Redis every few milliseconds once that is away; no thread of it stays behind."""
     stores = []
 
-    def opened(url: str, password_file: str = "", timeout: float = LONG) -> Store:
-        stores.append(open_store(url, password_file, timeout))
+    def opened(url: str, password: str = "", timeout: float = LONG) -> Store:
+        stores.append(open_store(url, password, timeout))
         stores[-1]._probe_seconds = 0.01
         return stores[-1]
 
@@ -218,6 +218,14 @@ def test_it_is_said_once_that_it_is_away_and_once_that_it_is_back(store: Store, 
     assert [line.partition(":")[0] for line in said(logs, store)] == ["redis is away", "redis is back"]
 
 
+def test_a_reply_that_trickles_is_a_failure(store: Store) -> None:
+    """Its pieces come within the timeout, and all of them together do not: the answer counts, the delay too."""
+    store._timeout_seconds = 0.0
+    for _ in range(MAX_FAILURES):
+        assert answers(store)
+    fails(store)
+
+
 def test_many_threads_find_together_that_it_is_away(hasty: Store, proxy: FaultProxy) -> None:
     """One thread looks for it, however many have failed."""
     proxy.set("swallow")
@@ -295,10 +303,8 @@ def test_what_an_acl_forbids_is_refused(
     redis: RedisServer, proxy: FaultProxy, tmp_path: Path, opened: Callable[..., Store]
 ) -> None:
     redis.admin.acl_setuser("reader", enabled=True, passwords=["+word"], keys=["key"], commands=["+get", "+ping"])
-    password = tmp_path / "password"
-    password.write_text("word\n")
     try:
-        store = opened(proxy.url.replace("://", "://reader@"), str(password))
+        store = opened(proxy.url.replace("://", "://reader@"), "word")
         refuses(store, lambda client: client.set("key", "x"))
         refuses(store, lambda client: client.get("other"))
     finally:
@@ -343,25 +349,16 @@ def locked(redis: RedisServer) -> Iterator[RedisServer]:
     redis.admin.config_set("requirepass", "")
 
 
-def test_a_password_comes_from_a_file(
-    locked: RedisServer, proxy: FaultProxy, tmp_path: Path, opened: Callable[..., Store]
-) -> None:
-    """Without the line end that editors leave."""
-    password = tmp_path / "password"
-    password.write_text("s3cret\n")
+def test_it_says_the_password(locked: RedisServer, proxy: FaultProxy, opened: Callable[..., Store]) -> None:
     for url in (proxy.url, proxy.url.replace("://", "://default@")):
-        assert opened(url, str(password)).ask(get) == b"value"
+        assert opened(url, "s3cret").ask(get) == b"value"
 
 
 @pytest.mark.parametrize("given", ["wrong", ""])
-def test_a_wrong_password_is_as_good_as_no_redis(
-    given: str, locked: RedisServer, tmp_path: Path, opened: Callable[..., Store]
-) -> None:
+def test_a_wrong_password_is_as_good_as_no_redis(given: str, locked: RedisServer, opened: Callable[..., Store]) -> None:
     """Until it is right."""
-    password = tmp_path / "password"
-    password.write_text(given)
     with capture_logs() as logs:
-        store = opened(f"redis://127.0.0.1:{locked.port}", str(password) if given else "")
+        store = opened(f"redis://127.0.0.1:{locked.port}", given)
         for _ in range(MAX_FAILURES):
             fails(store)
         assert store.away
