@@ -159,7 +159,7 @@ class PredictionCache:
                 if answer is None:
                     return None, claim
                 self.give_up(claim)  # it came since the last look
-            if answer is not None or before == UNSHARED or time.monotonic() + POLL_SECONDS > deadline:
+            if answer is not None or before == UNSHARED or time.monotonic() > deadline:
                 return answer, None
             time.sleep(POLL_SECONDS)
 
