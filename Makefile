@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 SYNC = $(UV) sync --quiet --locked --inexact $(if $(filter serve,$*),,--group $*)
 FALLBACK = { echo 'That failed; once more without meinheld, which needs a C compiler and Python headers.' >&2; $(SYNC) --no-install-package meinheld; }
 
-.PHONY: help serve stack certs up down logs test e2e check fix models bench clean
+.PHONY: help serve stack token certs up down logs test e2e check fix models bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -17,6 +17,9 @@ serve: .venv/.serve .redis ## the API on http://127.0.0.1:8000 with a private Re
 
 stack: .venv/.stack .redis ## the whole stack without Docker, https://localhost:8443; no root
 	@$(PYTHON) -m native.stack
+
+token: .venv/.stack ## an access token of the demo client, from the stack that runs, with or without Docker
+	@$(PYTHON) -m native.access_token
 
 certs: .venv/.stack ## a new server certificate for the stack that runs, with or without Docker
 	@$(PYTHON) -m native.certificates
@@ -46,7 +49,7 @@ fix: .venv/.check ## what the linter can mend by itself
 models: .venv-models/.done ## rebuild the shipped models from their sources (installs PyTorch)
 	for model in efficientnet-lite0 breast-cancer; do PYTHONPATH=services .venv-models/bin/python models/$$model/recipe.py || exit 1; done
 
-bench: .venv/.bench ## speed beside bare FastAPI and Flask, as ratios of one run
+bench: .venv/.bench .redis ## speed beside bare FastAPI and Flask, as ratios of one run
 	$(PYTHON) loadtest/bench.py $(ARGS)
 
 clean: ## remove what the other targets made

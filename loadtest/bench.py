@@ -2,6 +2,7 @@
 
 python loadtest/bench.py --scenario tabular --systems tiercel/llhttp,fastapi --rounds 5 --seconds 3 --json FILE
 python loadtest/bench.py --edge                      all of them behind NGINX, over TLS
+python loadtest/bench.py --redis                     Tiercel with a prediction cache, with quotas, and with neither
 """
 
 import argparse
@@ -21,7 +22,7 @@ from in_process import InProcess
 from processes import machine
 from scenarios import SCENARIOS, Scenario
 from server import Server
-from systems import DIRECT, EDGE, SYSTEMS, System, is_installed
+from systems import DIRECT, EDGE, REDIS, SYSTEMS, is_installed
 
 from inference_core.thread_plan import granted_cpus
 
@@ -29,6 +30,11 @@ from inference_core.thread_plan import granted_cpus
 STARTS = 3
 IDLE_SECONDS = 2.0
 NAMES = [*SYSTEMS, InProcess.name]
+# What is asked unless said otherwise; and where Redis may be of use, or in the way.
+USUAL = ["tabular", "image", "tabular-1", "tabular-open", "image-open"]
+WITH_REDIS = ["tabular", "tabular-1", "image", "image-unique"]
+# Photos that were seen before, and such as were not.
+HITS, MISSES = "image", "image-unique"
 
 Measured = Server | InProcess
 
@@ -48,6 +54,8 @@ def main() -> int:
             print(f"\n{report.headline(scenario)}", flush=True)
             taken = results[scenario.name] = measure(systems, scenario, arguments.rounds, arguments.seconds)
             print(report.scenario(taken, report.comparisons(taken)), flush=True)
+        if {HITS, MISSES} <= results.keys():
+            print(f"\n{report.across(results, HITS, MISSES)}", flush=True)
         footprints = [footprint(server, idle[server.name]) for server in servers]
     print(f"\n{report.footprints(footprints)}")
     if arguments.json:
@@ -57,19 +65,24 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", type=some_of(SCENARIOS), default=list(SCENARIOS), metavar=",".join(SCENARIOS))
+    parser.add_argument("--scenario", type=some_of(SCENARIOS), metavar=",".join(SCENARIOS))
     parser.add_argument("--systems", type=some_of(NAMES), metavar=",".join(NAMES))
-    parser.add_argument("--edge", action="store_true", help="systems behind NGINX instead, unless named")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--edge", action="store_true", help="systems behind NGINX instead, unless named")
+    kinds.add_argument("--redis", action="store_true", help="Tiercel with and without Redis instead, unless named")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every round")
     arguments = parser.parse_args()
-    arguments.systems = arguments.systems or installed(EDGE if arguments.edge else DIRECT)
+    arguments.scenario = arguments.scenario or (WITH_REDIS if arguments.redis else USUAL)
+    arguments.systems = arguments.systems or usual_systems(arguments)
     return arguments
 
 
-def installed(systems: Iterable[System]) -> list[str]:
-    return [system.name for system in systems if is_installed(system)] + [InProcess.name]
+def usual_systems(arguments: argparse.Namespace) -> list[str]:
+    if arguments.redis:
+        return [system.name for system in REDIS]
+    return [system.name for system in (EDGE if arguments.edge else DIRECT) if is_installed(system)] + [InProcess.name]
 
 
 def some_of(names: Iterable[str]) -> Callable[[str], list[str]]:

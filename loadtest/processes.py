@@ -14,8 +14,10 @@ TICKS = os.sysconf("SC_CLK_TCK")
 DROPPED = ("OPENBLAS_", "OMP_", "MKL_", "TIERCEL_", "EDGE_", "GUNICORN_", "WEB_CONCURRENCY", "PYTHON")
 PACKAGES = (
     "falcon gunicorn meinheld httptools msgspec onnxruntime numpy pillow "
-    "fastapi starlette pydantic uvicorn uvloop flask werkzeug"
+    "redis fastapi starlette pydantic uvicorn uvloop flask werkzeug"
 )
+# As NGINX and Redis tell theirs.
+VERSION = re.compile(r"\b(nginx|OpenSSL|Redis server)(?:/| v=| )([\d.]+)")
 
 
 def tree(pid: int) -> list[int]:
@@ -66,7 +68,8 @@ def machine() -> dict[str, str]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         **{name: version for name in PACKAGES.split() if (version := _version(name))},
-        **_nginx(),
+        **_versions("nginx", "-V"),
+        **_versions("redis-server", "--version"),
     }
 
 
@@ -77,9 +80,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _nginx() -> dict[str, str]:
-    """Its version and that of its OpenSSL, where there is one."""
+def _versions(*command: str) -> dict[str, str]:
+    """Of a program and of its OpenSSL, where there is one."""
     with suppress(FileNotFoundError):
-        about = subprocess.run(["nginx", "-V"], capture_output=True, text=True, check=True).stderr
-        return {name.lower(): version for name, version in re.findall(r"\b(nginx|OpenSSL)[/ ]([\d.]+)", about)}
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return {name.lower(): version for name, version in VERSION.findall(run.stdout)}
     return {}

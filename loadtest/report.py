@@ -45,7 +45,7 @@ def scenario(samples: Samples, pairs: Sequence[Pair]) -> str:
 
 
 def comparisons(names: Iterable[str]) -> list[Pair]:
-    """Each of ours beside every peer that is reached in the same way, beside the limit, and beside itself direct."""
+    """Each of ours beside every peer that is reached in the same way, the limit, itself direct, and with less."""
     return [(name, reference) for name, reference in itertools.permutations(names, 2) if _is_compared(name, reference)]
 
 
@@ -53,8 +53,15 @@ def _is_compared(name: str, reference: str) -> bool:
     if OWN not in name:
         return False
     if OWN in reference:
-        return name == EDGE + reference
+        return name == EDGE + reference or name.startswith(f"{reference}+")
     return reference == LIMIT or name.startswith(EDGE) == reference.startswith(EDGE)
+
+
+def across(results: dict[str, Samples], scenario: str, reference: str) -> str:
+    """Each system's figures of one scenario beside its own of another."""
+    samples = {f"{name}, {which}": results[which][name] for which in (scenario, reference) for name in results[which]}
+    pairs = [(f"{name}, {scenario}", f"{name}, {reference}") for name in results[scenario]]
+    return _ratios(samples, pairs)
 
 
 def footprints(servers: list[Footprint]) -> str:
@@ -121,11 +128,15 @@ def _ratios(samples: Samples, pairs: Sequence[Pair]) -> str:
     """Of each pair the median, over the rounds, of the ratio within a round, and its range."""
     right = {name: taken for name, taken in samples.items() if not any(sample.errors for sample in taken)}
     rows = [
-        [f"{name} / {reference}", *(_ratio(right[name], right[reference], ratio) for ratio in RATIOS.values())]
+        [
+            f"{name} / {reference}",
+            *(_ratio(right[name], right[reference], ratio) for ratio in RATIOS.values()),
+            _more_cpu(right[name], right[reference]),
+        ]
         for name, reference in pairs
         if name in right and reference in right
     ]
-    return table(["median of the rounds' ratios", *RATIOS], rows) if rows else ""
+    return table(["median of the rounds' ratios", *RATIOS, "CPU us/req more"], rows) if rows else ""
 
 
 def _client(samples: Samples) -> str:
@@ -157,3 +168,8 @@ def _median(samples: list[Sample], what: str) -> float:
 def _ratio(mine: list[Sample], others: list[Sample], ratio: Callable[[Sample, Sample], float]) -> str:
     ratios = [ratio(a, b) for a, b in zip(mine, others, strict=True)]
     return f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def _more_cpu(mine: list[Sample], others: list[Sample]) -> str:
+    more = [a.cpu - b.cpu for a, b in zip(mine, others, strict=True)]
+    return f"{median(more):+,.0f} ({min(more):+,.0f} to {max(more):+,.0f})"

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from inference_core.images import decode_image
 from inference_core.instances import best_labels
 from inference_core.manifest import read_package
 from inference_core.model import Model, RunOptions, load_model
+from inference_core.tensors import Tensor
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MAX_MODEL_BYTES = 1 << 30
@@ -24,6 +26,9 @@ MAX_PIXELS = 16_000_000
 TOP_K = 5
 # Servers may differ in how they round and print a score, not in what they mean.
 TOLERANCE = 1e-4
+JPEG_START = b"\xff\xd8"
+# A segment of a JPEG file that means nothing: its marker, the length of what follows, a number.
+COMMENT = b"\xff\xfe\x00\x12%016d"
 
 
 @dataclass(frozen=True)
@@ -54,25 +59,59 @@ class Scenario:
 
 def tabular() -> Scenario:
     """One row of 30 features, in the JSON of the Open Inference Protocol."""
-    row = json.loads((MODELS / "breast-cancer/examples/instances.json").read_bytes())["instances"][0]
+    return Scenario("tabular", "breast-cancer, one row as OIP JSON", 16, row_exchanges([example_row()]))
+
+
+def example_row() -> list[float]:
+    row: list[float] = json.loads((MODELS / "breast-cancer/examples/instances.json").read_bytes())["instances"][0]
+    return row
+
+
+def row_exchanges(rows: Iterable[list[float]]) -> list[Exchange]:
+    """Each of the `rows` as a request to breast-cancer."""
+    model = open_model("breast-cancer")
+    return [
+        _row_exchange(row, *model.run({"features": np.array([row], np.float32)}, None, RunOptions())) for row in rows
+    ]
+
+
+def _row_exchange(row: list[float], classes: Tensor, probabilities: Tensor) -> Exchange:
     features = {"name": "features", "shape": [1, len(row)], "datatype": "FP32", "data": row}
-    body = json.dumps({"inputs": [features]}).encode()
-    classes, probabilities = open_model("breast-cancer").run(
-        {"features": np.array([row], np.float32)}, None, RunOptions()
-    )
+    request = _post("/v2/models/breast-cancer/infer", "application/json", json.dumps({"inputs": [features]}).encode())
     expected = {"class_id": classes.ravel().tolist(), "probabilities": probabilities.ravel().tolist()}
-    request = _post("/v2/models/breast-cancer/infer", "application/json", body)
-    exchange = Exchange(request, functools.partial(_fault, functools.partial(_is_inference, expected)))
-    return Scenario("tabular", "breast-cancer, one row as OIP JSON", 16, [exchange])
+    return Exchange(request, functools.partial(_fault, functools.partial(_is_inference, expected)))
 
 
 def image() -> Scenario:
     """The example photos in turn, each as the body of a request."""
-    exchanges = []
-    for photo, labels in photos():
-        request = _post("/v1/models/efficientnet-lite0:predict", "image/jpeg", photo)
-        exchanges.append(Exchange(request, functools.partial(_fault, functools.partial(is_labels, labels))))
+    exchanges = [_photo_exchange(photo, labels) for photo, labels in photos()]
     return Scenario("image", f"efficientnet-lite0, {len(exchanges)} JPEG files in turn", 8, exchanges)
+
+
+def image_unique() -> Scenario:
+    """The same photos, of which none is ever the same: for a cache, all are new."""
+    exchanges = Unique(_photo_exchange(_with_comment(photo), labels) for photo, labels in photos())
+    return Scenario("image-unique", "the same, but each time with another comment", 8, exchanges)
+
+
+class Unique(list[Exchange]):
+    """In turn, without end, and each time with another number in the comment: other bytes, the same pixels."""
+
+    _numbers = itertools.count(1)
+
+    def __iter__(self) -> Iterator[Exchange]:
+        for exchange in itertools.cycle([*super().__iter__()]):
+            request = exchange.request.replace(COMMENT % 0, COMMENT % next(self._numbers), 1)
+            yield dataclasses.replace(exchange, request=request)
+
+
+def _photo_exchange(photo: bytes, labels: list[dict[str, Any]]) -> Exchange:
+    request = _post("/v1/models/efficientnet-lite0:predict", "image/jpeg", photo)
+    return Exchange(request, functools.partial(_fault, functools.partial(is_labels, labels)))
+
+
+def _with_comment(photo: bytes) -> bytes:
+    return photo[: len(JPEG_START)] + COMMENT % 0 + photo[len(JPEG_START) :]
 
 
 def tabular_alone() -> Scenario:
@@ -90,6 +129,7 @@ def image_open() -> Scenario:
 SCENARIOS: dict[str, Callable[[], Scenario]] = {
     "tabular": tabular,
     "image": image,
+    "image-unique": image_unique,
     "tabular-1": tabular_alone,
     "tabular-open": tabular_open,
     "image-open": image_open,

