@@ -4,6 +4,7 @@ A connection is opened when it is first needed, and again after the server has c
 or while it was idle. One that ends before its answer is an error.
 """
 
+import http
 import select
 import socket
 import ssl
@@ -12,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle
 
 from addresses import Address
-from exchanges import Exchange, extent, fault_of
-from outcomes import Outcome
+from exchanges import Exchange, extent, fault_of, status_of
+from outcomes import Answer, Outcome
 
 RECEIVE_BYTES = 64 << 10
 # A server that is silent for so long is taken to be stuck.
@@ -55,12 +56,12 @@ class Connections:
             self._close(connection)
         self._epoll.close()
 
-    def ask(self, connection: Connection, due: float) -> None:
-        """Send the next request, whose latency counts from when it was `due`."""
+    def ask(self, connection: Connection, due: float, exchange: Exchange | None = None) -> None:
+        """Send the next request, or that of `exchange`; its latency counts from when it was `due`."""
         if not connection.is_open:
             self._open(connection)
         connection.due = due
-        connection.exchange = next(self._exchanges)
+        connection.exchange = exchange or next(self._exchanges)
         connection.unsent = memoryview(connection.exchange.request)
         self._send(connection)
         if connection.unsent:
@@ -121,20 +122,26 @@ class Connections:
         if len(data) < size or not size:
             connection.received = data
             return False
-        self._finish(connection, fault_of(connection.exchange, data, size), deadline, outcome)
+        self._finish(connection, connection.exchange, data, size, deadline, outcome)
         if closes:
             self._close(connection)
         return True
 
-    def _finish(self, connection: Connection, fault: str | None, deadline: float, outcome: Outcome) -> None:
+    def _finish(
+        self, connection: Connection, exchange: Exchange, data: bytes, size: int, deadline: float, outcome: Outcome
+    ) -> None:
         now = time.perf_counter()
+        fault = fault_of(exchange, data, size)
         connection.exchange = None
         connection.received = b""
         outcome.completed += 1
         if fault:
             outcome.error(fault)
-        elif now < deadline:
-            outcome.latencies.append(now - connection.due)
+            return
+        answer = Answer(status_of(data), connection.due, now - connection.due)
+        outcome.answers.append(answer)
+        if answer.status == http.HTTPStatus.OK and now < deadline:
+            outcome.latencies.append(answer.seconds)
 
     def _lost(self, connection: Connection, outcome: Outcome, why: str) -> bool:
         """Whether an answer is lost with it: a server may close a connection that is idle."""

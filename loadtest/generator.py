@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Self
 
@@ -33,6 +33,15 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._connections.close()
 
+    def open(self, exchange: Exchange) -> Outcome:
+        """Use each connection for an `exchange`, one by one: in an open loop a handshake would make requests late."""
+        outcome = Outcome(0.0)
+        for connection in self._connections.all:
+            self._connections.ask(connection, time.perf_counter(), exchange)
+            while connection.exchange:
+                deque(self._connections.answered(self._connections.events(), math.inf, outcome), maxlen=0)
+        return outcome
+
     def run(self, seconds: float) -> Outcome:
         """Keep all connections busy for `seconds`, then wait for the answers that are still to come."""
         outcome = Outcome(seconds)
@@ -42,10 +51,14 @@ class Load:
 
     def run_open(self, seconds: float, rate: float, seed: int) -> Outcome:
         """Send `rate` requests a second for `seconds`, then wait for the answers that are still to come."""
+        return self.run_at(poisson(seconds, rate, seed), seconds)
+
+    def run_at(self, arrivals: Iterable[float], seconds: float) -> Outcome:
+        """The same with requests that are due at `arrivals`, counted from now."""
         outcome = Outcome(seconds)
         with _counted(outcome), _first_on_cpu():
-            start = time.perf_counter()
-            self._open_loop(deque(start + arrival for arrival in poisson(seconds, rate, seed)), outcome)
+            start = outcome.started = time.perf_counter()
+            self._open_loop(deque(start + arrival for arrival in arrivals), outcome)
             # More than was asked for if the server can not keep up.
             outcome.seconds = max(seconds, time.perf_counter() - start)
         return outcome

@@ -84,13 +84,13 @@ def _row_exchange(row: list[float], classes: Tensor, probabilities: Tensor) -> E
 
 def image() -> Scenario:
     """The example photos in turn, each as the body of a request."""
-    exchanges = [_photo_exchange(photo, labels) for photo, labels in photos()]
+    exchanges = [photo_exchange(photo, labels) for photo, labels in photos()]
     return Scenario("image", f"efficientnet-lite0, {len(exchanges)} JPEG files in turn", 8, exchanges)
 
 
 def image_unique() -> Scenario:
     """The same photos, of which none is ever the same: for a cache, all are new."""
-    exchanges = Unique(_photo_exchange(_with_comment(photo), labels) for photo, labels in photos())
+    exchanges = Unique(photo_exchange(_with_comment(photo), labels) for photo, labels in photos())
     return Scenario("image-unique", "the same, but each time with another comment", 8, exchanges)
 
 
@@ -105,7 +105,7 @@ class Unique(list[Exchange]):
             yield dataclasses.replace(exchange, request=request)
 
 
-def _photo_exchange(photo: bytes, labels: list[dict[str, Any]]) -> Exchange:
+def photo_exchange(photo: bytes, labels: list[dict[str, Any]]) -> Exchange:
     request = _post("/v1/models/efficientnet-lite0:predict", "image/jpeg", photo)
     return Exchange(request, functools.partial(_fault, functools.partial(is_labels, labels)))
 

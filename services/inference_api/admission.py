@@ -1,7 +1,7 @@
 """Refusing at once what could not be answered in time, so that the rest is.
 
 A worker whose queue is long takes everything that waits for it, keeps as much as it can serve within `max_wait`, and
-refuses what is beyond that: a refusal costs a hundredth of an inference, and whoever gets one at once can go elsewhere.
+refuses what is beyond that: a refusal costs a fraction of an inference, and whoever gets one at once can go elsewhere.
 The number is Little's law: what may wait, divided by what a request takes (Google SRE, "Handling Overload").
 """
 
@@ -39,8 +39,11 @@ class Admission:
         """
         return min(age, busy) > self.max_wait / 2
 
-    def has_room(self, waiting: int, background: bool) -> bool:
-        room = max(FLOOR, self.max_wait / self._seconds)
+    def has_room(self, waiting: int, background: bool, age: float) -> bool:
+        """Whether one that has waited for `age` elsewhere may wait here, behind `waiting` others."""
+        if age > self.max_wait:
+            return False
+        room = max(FLOOR, (self.max_wait - age) / self._seconds)
         return waiting < (room * BACKGROUND_PART if background else room)
 
 

@@ -17,15 +17,23 @@ def worker(seconds: float, max_wait: float = 0.1) -> Admission:
 def test_the_queue_is_as_long_as_can_be_served_in_time(seconds: float, room: int) -> None:
     """Little's law, and never less than the floor."""
     admission = worker(seconds * 1.0001)
-    assert admission.has_room(room - 1, background=False)
-    assert not admission.has_room(room, background=False)
+    assert admission.has_room(room - 1, background=False, age=0)
+    assert not admission.has_room(room, background=False, age=0)
 
 
 def test_what_is_in_the_background_has_half_of_it() -> None:
     admission = worker(0.0050005)
-    assert admission.has_room(9, background=True)
-    assert not admission.has_room(10, background=True)
-    assert admission.has_room(10, background=False)
+    assert admission.has_room(9, background=True, age=0)
+    assert not admission.has_room(10, background=True, age=0)
+    assert admission.has_room(10, background=False, age=0)
+
+
+def test_who_has_waited_elsewhere_has_less_time_left() -> None:
+    admission = worker(0.0050005)
+    assert admission.has_room(9, background=False, age=0.05)
+    assert not admission.has_room(10, background=False, age=0.05)
+    assert admission.has_room(FLOOR - 1, background=False, age=0.1)
+    assert not admission.has_room(0, background=False, age=0.1001)
 
 
 @pytest.mark.parametrize(

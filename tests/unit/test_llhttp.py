@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from servers import read_answer
+from servers import read_answer, wait_until
 
 from inference_api.admission import Admission
-from inference_api.workers.connection import Connection
+from inference_api.workers.connection import Connection, Limits, Request
 from inference_api.workers.llhttp import KEEP_WITHIN_SECONDS, LlhttpWorker
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -445,3 +445,37 @@ def test_a_queue_is_long_once_requests_wait_though_the_worker_never_rests(loop: 
         made.turn()
         assert received(client).endswith(b"body")
         assert made.worker._is_late
+
+
+def test_a_long_queue_at_the_socket_is_cut_before_one_of_it_is_served(loop: Any) -> None:
+    """Through NGINX, whoever was served slowly comes on a new connection: all that waits, waits there."""
+    made = loop(app_of(b"body"))
+    late, too_late = (
+        b"GET / HTTP/1.1\r\nHost: test\r\nX-Request-Start: t=%.3f\r\n\r\n" % (time.time() - seconds)
+        for seconds in (0.4, 1)
+    )
+    made.worker._idle_at = made.worker._now - 1
+    with made.connect(late) as client:
+        made.turn(1)
+        assert received(client).endswith(b"body")
+    clients = [made.connect(too_late) for _ in range(3)]
+    made.turn(1)
+    assert [received(client)[: len(REFUSED)] for client in clients] == [REFUSED] * 3
+    for client in clients:
+        client.close()
+
+
+def test_without_nginx_the_kernel_knows_how_long_a_request_has_waited() -> None:
+    """On a unix socket nobody does, and nobody waits there without NGINX."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        accepted, _ = server.accept()
+        with accepted:
+            connection = Connection(accepted, {}, Limits(1, 1), 0)
+            client.sendall(b"x")
+            wait_until(lambda: connection.age(Request({}, keep_alive=True)) > 0.1, "it grows")
+            client.sendall(b"x")
+            wait_until(lambda: connection.age(Request({}, keep_alive=True)) < 0.1, "it begins anew")
+            assert connection.age(Request({"HTTP_X_REQUEST_START": "t=0"}, keep_alive=True)) > 1e9
+    here, there = socket.socketpair()
+    with here, there:
+        assert Connection(here, {}, Limits(1, 1), 0).age(Request({}, keep_alive=True)) == 0

@@ -6,6 +6,7 @@ about where a body ends, and a WSGI environment (PEP 3333) that a client cannot 
 
 import io
 import socket
+import struct
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 import msgspec
+
+from inference_api.admission import age
 
 Environ = dict[str, Any]
 
@@ -31,6 +34,8 @@ SINGLE = {
 MAX_KNOWN_NAMES = 512
 # Bytes of chunked framing that come with each byte of a body at most.
 MAX_FRAMING = 8
+# tcpi_last_data_recv in tcp_info(7), in milliseconds: since the kernel had the newest piece.
+LAST_RECEIVED, LAST_RECEIVED_AT = struct.Struct("I"), 52
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -45,12 +50,13 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Refusal(Exception):
-    """What is wrong with a request before the application sees it."""
+    """What is wrong with a request before the application sees it; `keeps` if its connection is as good as before."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, *, keeps: bool = False) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.keeps = keeps
 
 
 class StopParsing(Exception):
@@ -97,6 +103,16 @@ class Connection:
     def reading(self) -> bool:
         """Whether a request has arrived in part."""
         return self._in_message
+
+    def age(self, request: Request) -> float:
+        """Seconds since a request arrived: at NGINX, if that says so, else on this connection."""
+        if self.socket.family == socket.AF_UNIX or "HTTP_X_REQUEST_START" in request.environ:
+            return age(request.environ)
+        milliseconds: int = LAST_RECEIVED.unpack_from(
+            self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, LAST_RECEIVED_AT + LAST_RECEIVED.size),
+            LAST_RECEIVED_AT,
+        )[0]
+        return milliseconds / 1000
 
     def feed(self, data: bytes, now: float) -> None:
         """Parse what arrived; complete requests are appended to `requests`, and so is a refusal, as the last one."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from gunicorn.workers.base import Worker
 
-from inference_api.admission import Admission, age, is_background, is_exempt
+from inference_api.admission import Admission, is_background, is_exempt
 from inference_api.workers.connection import Connection, Environ, Limits, Refusal, Request, base_environ
 from inference_api.workers.response import CLOSE, Response, respond
 from inference_core.settings import read_settings
@@ -35,7 +35,7 @@ KEEP_WITHIN_SECONDS = 1e-3
 MAX_ASIDE = 8
 # In a turn, once the queue is long.
 MAX_ACCEPTS = 64
-FULL = Refusal(503, "the server has more requests than it can answer in time; try again")
+FULL = Refusal(503, "the server has more requests than it can answer in time; try again", keeps=True)
 CONTINUE = Response(b"HTTP/1.1 100 Continue\r\n\r\n", None, close=False)
 
 
@@ -67,7 +67,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self._next_beat = 0.0
         # PERF: the clock is read once a turn; deadlines of connections need no more.
         self._now = time.monotonic()
-        self._idle_at = self._now
+        self._idle_at = self._served_at = self._now
         self._drain_from: float | None = None
         self._drained = False
         for listener in self.sockets:
@@ -102,10 +102,10 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             connection = self._backlog.popleft()
             if self._connections.get(connection.fd) is connection:  # else it was late, and closed
                 self._serve_next(connection)
-        self._serve_waiting()
-        if arrivals and self._is_late:
+        if self._is_late:  # they are in the queue as well, and it is cut before anybody is served
             self._accept_all(arrivals)
-        elif arrivals:
+        self._serve_waiting()
+        if arrivals and not self._is_late:
             self._accept_fairly(arrivals, idle=len(arrivals) == len(events_of))
 
     def _poll(self) -> list[tuple[int, int]]:
@@ -264,13 +264,13 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
         busy = self._now - self._idle_at
         # PERF: nobody's age is asked for as long as there are pauses.
         if busy > self._admission.max_wait / 2 and not self._is_late:
-            self._is_late = self._admission.is_late(age(request.environ), busy)
+            self._is_late = self._admission.is_late(connection.age(request), busy)
         self._serve_next(connection)
 
     def _queue(self, connection: Connection, request: Request) -> None:
         background = is_background(request.environ)
         waiting = len(self._waiting) + background * len(self._in_background)
-        if age(request.environ) > self._admission.max_wait or not self._admission.has_room(waiting, background):
+        if not self._admission.has_room(waiting, background, connection.age(request)):
             request.refusal = FULL
             self._serve_next(connection)
             return
@@ -298,12 +298,14 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             self._beat()
         request = connection.requests.popleft()
         if request.refusal:
-            self._send(connection, respond(self.wsgi, request, CLOSE))
+            self._send(connection, respond(self.wsgi, request, self._keep_within(connection)))
         elif self._waits(request.environ):
             self._run_aside(connection, request)
         else:
             response = respond(self.wsgi, request, self._keep_within(connection))
-            began, self._now = self._now, time.monotonic()
+            # Once the queue is long, to accept and to refuse others is part of what each takes.
+            began = self._served_at if self._is_late else self._now
+            self._now = self._served_at = time.monotonic()
             self._admission.served(self._now - began)
             self._send(connection, response)
 
@@ -395,7 +397,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
     def _run_aside(self, connection: Connection, request: Request) -> None:
         if self._aside >= MAX_ASIDE:
             request.refusal = Refusal(503, f"expected at most {MAX_ASIDE} such requests at a time, got more")
-            self._send(connection, respond(self.wsgi, request, CLOSE))
+            self._send(connection, respond(self.wsgi, request, self._keep_within(connection)))
             return
         self._aside += 1
         connection.busy = True

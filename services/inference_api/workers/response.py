@@ -44,7 +44,8 @@ def respond(app: WsgiApp, request: Request, keep_within: float) -> Response:
     """
     environ = request.environ
     if request.refusal:
-        return _own(environ, request.refusal.status, request.refusal.detail)
+        keep_alive = request.keep_alive and request.refusal.keeps and keep_within != CLOSE
+        return _own(environ, request.refusal.status, request.refusal.detail, keep_alive=keep_alive)
     started: list[Any] = []
 
     def start_response(status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], None]:
@@ -103,7 +104,7 @@ def _head(status: str, headers: Headers, extra: str, keep_alive: bool) -> bytes:
     return f"HTTP/1.1 {status}\r\nDate: {_date(int(time.time()))}\r\n{connection}{extra}{fields}\r\n".encode("latin-1")
 
 
-def _own(environ: Environ, status: int, detail: str) -> Response:
+def _own(environ: Environ, status: int, detail: str, *, keep_alive: bool = False) -> Response:
     given = environ.get("HTTP_X_REQUEST_ID", "")
     request_id = given if REQUEST_ID.fullmatch(given) else ""
     body, media_type = error_body(environ.get("PATH_INFO", ""), status, detail, request_id)
@@ -112,8 +113,8 @@ def _own(environ: Environ, status: int, detail: str) -> Response:
         headers.append(("X-Request-ID", request_id))
     if status == http.HTTPStatus.SERVICE_UNAVAILABLE:
         headers.append(("Retry-After", RETRY_AFTER_SECONDS))
-    head = _head(f"{status} {http.HTTPStatus(status).phrase}", headers, "", False)
-    return Response(head if environ.get("REQUEST_METHOD") == "HEAD" else head + body, None, True)
+    head = _head(f"{status} {http.HTTPStatus(status).phrase}", headers, "", keep_alive)
+    return Response(head if environ.get("REQUEST_METHOD") == "HEAD" else head + body, None, not keep_alive)
 
 
 def _chunked(chunks: Iterator[bytes], result: Iterable[bytes]) -> Iterator[bytes]:
