@@ -2,7 +2,8 @@
 
     ca/       ca.key, ca.crt                    who signs
     tls/      server.key, server.crt, ca.crt    what NGINX presents, and what clients check that with
-    secrets/  token_signing_key.pem, demo_client_secret
+    secrets/  signing_keys/*.pem, clients.json    by what the API issues access tokens, and to whom
+              demo_client_secret
     redis/    passwords, and lists of users for both Redis
     grafana/  admin_password
 
@@ -10,6 +11,7 @@ What is there already is kept, so that files of your own take the place of these
 """
 
 import argparse
+import base64
 import fcntl
 import hashlib
 import ipaddress
@@ -48,6 +50,7 @@ REDIS_RIGHTS = {
     "cache": "resetchannels ~c:* ~cl:* ~q:* -@all +get +set +del +incrby +decrby +pttl +pexpire +ping",
     "queue": "resetchannels &rq:* ~rq:* +@all -@admin -@dangerous +info +client|list",
 }
+DEMO_SCOPES = ["predict", "jobs", "models:read"]
 MONITOR_RIGHTS = "resetchannels -@all +ping +info +config|get +slowlog|get +slowlog|len +latency|latest +client|setname"
 
 
@@ -101,8 +104,7 @@ def _first_start(options: argparse.Namespace) -> None:
         server = _ensure_server(options.tls / "server", ca, options.name, renew=options.renew_certificate)
         if _is_issued_by(server, ca.certificate):
             _ensure(options.tls / "ca.crt", lambda: _pem(ca.certificate), PUBLIC)
-        _ensure(options.secrets / "token_signing_key.pem", lambda: _private_pem(_new_key()))
-        _ensure(options.secrets / "demo_client_secret", _random)
+        _ensure_issuer(options.secrets)
         if options.redis:
             _ensure_redis(options.redis)
         if options.grafana:
@@ -111,6 +113,31 @@ def _first_start(options: argparse.Namespace) -> None:
             _ensure(options.grafana / "admin_password", _random, SHARED)
     _warn(options.ca / "ca.crt", ca.certificate, [])
     _warn(options.tls / "server.crt", server, options.name)
+
+
+def _ensure_issuer(folder: Path) -> None:
+    """A key to sign access tokens with, unless there is one of whatever name; and a client to try the API with."""
+    keys, secret, clients = folder / "signing_keys", folder / "demo_client_secret", folder / "clients.json"
+    keys.mkdir(mode=0o700, exist_ok=True)
+    for key in sorted(keys.glob("*.pem")) or [keys / "first.pem"]:
+        _ensure(key, lambda: _private_pem(_new_key()))
+    # Beside a list of clients it is kept, but not made: none of them would have it.
+    if secret.exists() or not clients.exists():
+        _ensure(secret, _random)
+    _ensure(clients, lambda: _demo_client(secret.read_text().strip()))
+
+
+def _demo_client(secret: str) -> bytes:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    demo = {"id": "demo", "secret": _slow_hash(secret), "scopes": DEMO_SCOPES, "created": now}
+    return json.dumps([demo], indent=2).encode()
+
+
+def _slow_hash(secret: str) -> str:
+    """As access_control/clients.py, which is not in the image that this is for, reads it."""
+    salt = secrets.token_bytes(16)
+    digest = hashlib.scrypt(secret.encode(), salt=salt, n=1 << 14, r=8, p=1, dklen=32)
+    return "$".join(["scrypt", "16384", "8", "1", *(base64.b64encode(part).decode() for part in (salt, digest))])
 
 
 def _ensure_redis(folder: Path) -> None:

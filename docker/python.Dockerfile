@@ -76,7 +76,7 @@ FROM builder AS project
 COPY LICENSE NOTICE README.md ./
 COPY services services
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install --no-deps --target /app/services . && rm /app/services/.lock
+    uv pip install --no-deps --python /app/venv --target /app/services . && rm /app/services/.lock
 
 
 FROM ${PYTHON_IMAGE} AS api
@@ -91,7 +91,7 @@ RUN pip uninstall --yes --quiet --root-user-action ignore wheel setuptools pip \
     && groupadd --gid 10001 tiercel \
     && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin tiercel \
     && install --directory --owner 10001 --group 10001 /run/tiercel
-ENV PATH=/app/venv/bin:$PATH PYTHONPATH=/app/services PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1 \
+ENV PATH=/app/venv/bin:/app/services/bin:$PATH PYTHONPATH=/app/services PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1 \
     TIERCEL_MODELS_DIR=/models
 COPY --from=builder /app/venv /app/venv
 COPY --from=project /app/services /app/services

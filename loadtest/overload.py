@@ -25,7 +25,7 @@ from ladder import Ladder, Step, Usage
 from outcomes import Outcome
 from PIL import Image
 from processes import busy_seconds, cpu_seconds, machine
-from scenarios import photo_exchange, classify, open_model, photos, tabular
+from scenarios import classify, open_model, photo_exchange, photos, tabular
 from server import Server
 from systems import SYSTEMS
 

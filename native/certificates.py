@@ -64,11 +64,15 @@ def is_running(folder: Path) -> bool:
 
 
 def _renew_in_compose() -> bool:
-    if not shutil.which("docker") or not _output("docker compose ps --status running --quiet nginx"):
+    if not is_running_in_compose():
         return False
     for command in (RENEW_IN_COMPOSE, RELOAD_IN_COMPOSE):
         subprocess.run(command.split(), check=True)
     return True
+
+
+def is_running_in_compose() -> bool:
+    return bool(shutil.which("docker") and _output("docker compose ps --status running --quiet nginx"))
 
 
 def _output(command: str) -> str:

@@ -93,13 +93,17 @@ def configure(environment: Mapping[str, str], run: Path) -> Configuration:
 
 def _places(environment: Mapping[str, str], folder: Path, run: Path) -> dict[str, str]:
     """Where the programs find each other and their files. SECURITY: NGINX listens on loopback, whatever was set."""
+    port = environment["EDGE_HTTPS_PORT"]
     return {
         "EDGE_RUN_DIR": f"{folder}/nginx",
         "EDGE_TLS_DIR": f"{folder}/tls",
         "EDGE_API_SOCKET": f"{run}/api.sock",
-        "EDGE_HTTPS_LISTEN": f"127.0.0.1:{environment['EDGE_HTTPS_PORT']}",
+        "EDGE_HTTPS_LISTEN": f"127.0.0.1:{port}",
         "EDGE_HTTP_LISTEN": f"127.0.0.1:{environment['EDGE_HTTP_PORT']}",
         "EDGE_STATUS_LISTEN": f"127.0.0.1:{environment['EDGE_STATUS_PORT']}",
+        "TIERCEL_AUTH": "required",
+        "TIERCEL_AUTH_DIR": f"{folder}/secrets",
+        "TIERCEL_AUTH_ISSUER": environment.get("TIERCEL_AUTH_ISSUER", f"https://localhost:{port}"),
         "TIERCEL_STATE_DIR": f"{run}/state",
         "TIERCEL_CACHE_URL": f"unix://{run}/redis-cache.sock",
         "TIERCEL_QUEUE_URL": f"unix://{run}/redis-queue.sock",

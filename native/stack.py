@@ -7,6 +7,7 @@ through NGINX is answered, and stops everything, in order, when it is told to or
 import fcntl
 import http.client
 import os
+import shlex
 import signal
 import ssl
 import subprocess
@@ -186,14 +187,22 @@ def _welcome(stack: Configuration) -> str:
     return f"""
 Tiercel is ready on {url}. Classify a photo:
 
-  curl --cacert {stack.folder}/tls/ca.crt -H 'Content-Type: image/jpeg' --data-binary @{PHOTO} \\
-    {url}/v1/models/efficientnet-lite0:predict
+  TOKEN=$({_variables(stack)}make -s token)
+  curl --cacert {stack.folder}/tls/ca.crt -H "Authorization: Bearer $TOKEN" -H 'Content-Type: image/jpeg' \\
+    --data-binary @{PHOTO} {url}/v1/models/efficientnet-lite0:predict
 
 {prometheus}
 Logs: {stack.folder}/logs
 What runs: {Path(sys.executable).parent}/supervisorctl -c {stack.run}/supervisord.conf status
 Ctrl-C stops everything.
 """
+
+
+def _variables(stack: Configuration) -> str:
+    """Those by which `make token` finds a stack that is not where it looks by itself."""
+    found = {name: stack.environment[name] for name in ("STACK_DIR", "EDGE_HTTPS_PORT")}
+    others = {name: value for name, value in found.items() if value != configuration.DEFAULTS[name]}
+    return "".join(f"{name}={shlex.quote(value)} " for name, value in others.items())
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """A Compose project of its own, driven as an operator drives it: with the `docker` command."""
 
+import functools
 import http.client
 import json
 import os
 import signal
 import ssl
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from servers import Answer, free_port, wait_until
+from servers import Answer, bearer, fetch_token, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 CLK_TCK = os.sysconf("SC_CLK_TCK")
@@ -28,6 +30,7 @@ class Stack:
                 "EDGE_HTTPS_PORT": str(self.port),
                 "EDGE_HTTP_PORT": str(self.clear_port),
                 "EDGE_REQUESTS_PER_SECOND": "2000",
+                "STACK_DIR": str(folder / "none"),
             }
             | {
                 f"{name}_PORT": str(free_port())
@@ -36,13 +39,16 @@ class Stack:
         )
 
     def compose(self, *arguments: str, check: bool = True) -> str:
-        done = subprocess.run(
-            ["docker", "compose", *arguments], cwd=ROOT, env=self._environ, capture_output=True, text=True, check=False
-        )
+        return self._run("docker", "compose", *arguments, check=check)
+
+    def python(self, *arguments: str) -> str:
+        """What a program prints that finds this stack as those of `make` do."""
+        return self._run(sys.executable, *arguments)
+
+    def _run(self, *command: str, check: bool = True) -> str:
+        done = subprocess.run(command, cwd=ROOT, env=self._environ, capture_output=True, text=True, check=False)
         if check and done.returncode:
-            raise AssertionError(
-                f"docker compose {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-            )
+            raise AssertionError(f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done.stdout
 
     def docker(self, *arguments: str, stdin: str = "") -> str:
@@ -104,12 +110,29 @@ class Stack:
         context.set_alpn_protocols([alpn])
         return http.client.HTTPSConnection("localhost", self.port, timeout=30, context=context)
 
+    @property
+    def secret(self) -> str:
+        """The demo client's."""
+        return self.compose("exec", "-T", "api", "cat", "/var/lib/tiercel/secrets/demo_client_secret").strip()
+
+    @functools.cached_property
+    def token(self) -> str:
+        """The demo client's, good for longer than these tests take."""
+        return fetch_token(self.http(), "demo", self.secret)
+
     def request(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        token: str | None = None,
     ) -> Answer:
+        """With `token`; if it is None with the demo client's, and if it is empty with none."""
+        token = self.token if token is None else token
         connection = self.http()
         try:
-            connection.request(method, path, body, headers or {})
+            connection.request(method, path, body, (headers or {}) | (bearer(token) if token else {}))
             return Answer(connection.getresponse())
         finally:
             connection.close()

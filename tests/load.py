@@ -20,12 +20,19 @@ class Load:
     """
 
     def __init__(
-        self, server: Server, path: str, body: Any, rate: float = 100, clients: int = 4, keep_alive: bool = True
+        self,
+        server: Server,
+        path: str,
+        body: Any,
+        rate: float = 100,
+        clients: int = 4,
+        keep_alive: bool = True,
+        headers: dict[str, str] | None = None,
     ) -> None:
         self._server = server
         self._path = path
         self._body = json.dumps(body).encode()
-        self._headers = {} if keep_alive else {"Connection": "close"}
+        self._headers = (headers or {}) | ({} if keep_alive else {"Connection": "close"})
         self._interval = clients / rate
         self._threads = [threading.Thread(target=self._send, args=(i / rate,)) for i in range(clients)]
         self._stop = threading.Event()

@@ -1,5 +1,6 @@
 """Real servers for tests: Gunicorn in a process of its own, on a free port of the loopback address or a unix socket."""
 
+import base64
 import http.client
 import json
 import os
@@ -130,6 +131,23 @@ def held(path: Path) -> Iterator[Path]:
             yield path
         finally:
             holder.terminate()
+
+
+def fetch_token(connection: http.client.HTTPConnection, client: str, secret: str) -> str:
+    """An access token with all scopes of a client, as any OAuth library gets it; closes the connection."""
+    basic = base64.b64encode(f"{client}:{secret}".encode()).decode()
+    fields = {"Authorization": f"Basic {basic}", "Content-Type": "application/x-www-form-urlencoded"}
+    try:
+        connection.request("POST", "/oauth2/token", b"grant_type=client_credentials", fields)
+        answer = Answer(connection.getresponse())
+    finally:
+        connection.close()
+    assert answer.status == 200, answer
+    return str(answer.json()["access_token"])
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
 
 
 class Answer:

@@ -1,50 +1,60 @@
 """The Falcon application: its routes and its middleware, each on one screen."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import falcon
 
 from inference_api import openapi, v1, v2, v2_repository
+from inference_api.authorisation import PUBLIC, Authorisation, Route
 from inference_api.error_handlers import add_error_handlers
 from inference_api.middleware import Compression, RequestId
 from inference_core.bootstrap import Services
 
+if TYPE_CHECKING:
+    from access_control.tokens import Verifier
 
-def create_app(services: Services) -> "App":
+
+def create_app(services: Services, verifier: "Verifier | None" = None, issuer: Sequence[Route] = ()) -> "App":
+    """With a `verifier` every request needs a token that it finds good; `issuer` has the routes of who issues them."""
+    table = [*routes(services), *issuer]
+    table.append(Route("/openapi.json", openapi.OpenApiResource(table, needs_tokens=verifier is not None), PUBLIC))
     app = App(middleware=[RequestId(), Compression()])
+    if verifier:
+        app.add_middleware(Authorisation(verifier, {route.path: route.scope for route in table}))
     app.req_options.strip_url_path_trailing_slash = True
     add_error_handlers(app)
-    table = routes(services)
-    for path, resource in [*table, ("/openapi.json", openapi.OpenApiResource(table))]:
-        app.add_route(path, resource)
+    for route in table:
+        app.add_route(route.path, route.resource)
     return app
 
 
-def routes(services: Services) -> list[tuple[str, v2.Resource]]:
+def routes(services: Services) -> list[Route]:
+    """Path, resource, and the scope that a token must have for it (see authorisation.py)."""
     infer = v2.InferResource(services)
     model, config, ready = (
         resource(services) for resource in (v2.ModelMetadataResource, v2.ModelConfigResource, v2.ModelReadyResource)
     )
     predict = v1.PredictResource(services)
     return [
-        ("/v2", v2.ServerMetadataResource(services)),
-        ("/v2/health/live", v2.LiveResource(services)),
-        ("/v2/health/ready", v2.ReadyResource(services)),
-        ("/v2/models/{model}", model),
-        ("/v2/models/{model}/versions/{version}", model),
-        ("/v2/models/{model}/config", config),
-        ("/v2/models/{model}/versions/{version}/config", config),
-        ("/v2/models/{model}/ready", ready),
-        ("/v2/models/{model}/versions/{version}/ready", ready),
-        ("/v2/models/{model}/infer", infer),
-        ("/v2/models/{model}/versions/{version}/infer", infer),
-        ("/v2/repository/index", v2_repository.RepositoryIndexResource(services)),
-        ("/v2/repository/models/{model}/load", v2_repository.RepositoryLoadResource(services)),
-        ("/v2/repository/models/{model}/unload", v2_repository.RepositoryUnloadResource(services)),
-        ("/v1/models", v1.ModelListResource(services)),
-        ("/v1/models/{model}", v1.ModelResource(services)),
-        ("/v1/models/{model}:predict", predict),
-        ("/v1/models/{model}/versions/{version}:predict", predict),
+        Route("/v2", v2.ServerMetadataResource(services), "models:read"),
+        Route("/v2/health/live", v2.LiveResource(services), PUBLIC),
+        Route("/v2/health/ready", v2.ReadyResource(services), PUBLIC),
+        Route("/v2/models/{model}", model, "models:read"),
+        Route("/v2/models/{model}/versions/{version}", model, "models:read"),
+        Route("/v2/models/{model}/config", config, "models:read"),
+        Route("/v2/models/{model}/versions/{version}/config", config, "models:read"),
+        Route("/v2/models/{model}/ready", ready, "models:read"),
+        Route("/v2/models/{model}/versions/{version}/ready", ready, "models:read"),
+        Route("/v2/models/{model}/infer", infer, "predict"),
+        Route("/v2/models/{model}/versions/{version}/infer", infer, "predict"),
+        Route("/v2/repository/index", v2_repository.RepositoryIndexResource(services), "models:read"),
+        Route("/v2/repository/models/{model}/load", v2_repository.RepositoryLoadResource(services), "models:admin"),
+        Route("/v2/repository/models/{model}/unload", v2_repository.RepositoryUnloadResource(services), "models:admin"),
+        Route("/v1/models", v1.ModelListResource(services), "models:read"),
+        Route("/v1/models/{model}", v1.ModelResource(services), "models:read"),
+        Route("/v1/models/{model}:predict", predict, "predict"),
+        Route("/v1/models/{model}/versions/{version}:predict", predict, "predict"),
     ]
 
 
@@ -53,6 +63,6 @@ class App(falcon.App[falcon.Request, falcon.Response]):
 
     @staticmethod
     def waits(environ: dict[str, Any]) -> bool:
-        """Whether the request will wait for other processes rather than compute, so that it must not hold up others."""
+        """Whether the request will wait, for other processes or for a slow hash, and so must not hold up others."""
         path: str = environ["PATH_INFO"]
-        return path.startswith("/v2/repository/models/")
+        return path.startswith(("/v2/repository/models/", "/oauth2/token"))

@@ -10,6 +10,7 @@ import falcon
 import msgspec
 import structlog
 
+from inference_api.authorisation import challenge
 from inference_core import errors
 from inference_core.quotas import Allowance
 
@@ -21,6 +22,8 @@ STATUS: dict[type[errors.TiercelError], int] = {
     errors.UnsupportedMedia: 415,
     errors.UnsupportedCoding: 415,
     errors.UnsupportedFeature: 501,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.QuotaExceeded: 429,
     errors.Unavailable: 503,
@@ -70,9 +73,24 @@ def _refused(req: falcon.Request, resp: falcon.Response, error: errors.TiercelEr
     if isinstance(error, errors.UnsupportedCoding):  # RFC 9110, section 12.5.3: and for no other reason
         resp.set_header("Accept-Encoding", "gzip, deflate")
     _answer(req, resp, status, detail)
+    if isinstance(error, errors.Unauthenticated | errors.Forbidden):
+        resp.set_header("WWW-Authenticate", challenge(error))
+        _log_refusal(req, error)
     if isinstance(error, errors.QuotaExceeded):
         resp.set_header("Retry-After", str(error.allowance.seconds))
         resp.set_headers(rate_limit(error.allowance))
+
+
+def _log_refusal(req: falcon.Request, error: errors.Unauthenticated | errors.Forbidden) -> None:
+    subject = error.subject if isinstance(error, errors.Forbidden) else None
+    log.warning(
+        "access refused",
+        request_id=req.context.request_id,
+        method=req.method,
+        path=req.path,
+        subject=subject,
+        reason=str(error),
+    )
 
 
 def rate_limit(allowance: Allowance) -> dict[str, str]:

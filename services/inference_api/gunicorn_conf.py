@@ -12,7 +12,7 @@ from typing import Any
 import inference_api.main  # noqa: F401  # PERF: imported once, before the fork: workers share it and start in no time
 from inference_core.bootstrap import prepare
 from inference_core.errors import TiercelError
-from inference_core.settings import SettingsError, read_settings
+from inference_core.settings import SettingsError, check_access, read_settings
 from inference_core.telemetry import configure_logging
 from inference_core.thread_plan import granted_cpus, make_plan
 
@@ -24,11 +24,20 @@ WORKER_CLASSES = {
 
 try:
     _settings = read_settings(os.environ)
+    check_access(_settings)
     _plan = make_plan(_settings, granted_cpus())
     if not Path(_settings.models_dir).is_dir():
         raise SettingsError(f"TIERCEL_MODELS_DIR: expected a folder, got {_settings.models_dir!r}")
 except SettingsError as error:
     sys.exit(f"tiercel: {error}")
+
+if _settings.auth == "required":
+    from access_control.bootstrap import check_issuer  # PERF: the same, where it is needed
+
+    try:
+        check_issuer(_settings)
+    except SettingsError as error:
+        sys.exit(f"tiercel: {error}")
 
 wsgi_app = "inference_api.main:get_app()"
 proc_name = "tiercel"

@@ -14,4 +14,12 @@ def get_app() -> App:
     configure_logging(settings.log_level)
     services = bootstrap(settings)
     atexit.register(services.rollout.stop)
-    return create_app(services)
+    if settings.auth == "off":
+        return create_app(services)
+    # PERF: cryptography takes a quarter of a server's start, and is not needed without tokens.
+    from access_control.bootstrap import open_access  # noqa: PLC0415
+    from inference_api import oauth2  # noqa: PLC0415
+
+    access = open_access(settings)
+    issuer = oauth2.routes(access.built_in, services.quotas) if access.built_in else []
+    return create_app(services, access.verifier, issuer)

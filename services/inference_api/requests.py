@@ -8,6 +8,7 @@ import time
 import falcon
 
 from inference_api.admission import age
+from inference_api.authorisation import subject
 from inference_api.error_handlers import RETRY_AFTER_SECONDS, error_body, rate_limit
 from inference_core import bodies
 from inference_core.bootstrap import Services
@@ -85,11 +86,11 @@ def count(req: falcon.Request, resp: falcon.Response, services: Services, model:
     if model.policy.quota is not None:
         quota, name = model.policy.quota, model.manifest.name
     if quota is not None:
-        resp.set_headers(rate_limit(services.quotas.take(_client(req.env), name, quota)))
+        resp.set_headers(rate_limit(services.quotas.take(subject(req.env) or client_address(req.env), name, quota)))
 
 
-def _client(env: dict[str, str]) -> str:
-    """Who asks: the address that NGINX saw (it overwrites the field); of IPv6 the network, which a client has whole."""
+def client_address(env: dict[str, str]) -> str:
+    """The address that NGINX saw (it overwrites the field); of IPv6 the network, which a client has whole."""
     address = env.get("HTTP_X_REAL_IP") or env.get("REMOTE_ADDR", "")
     return ":".join(address.split(":")[:4]) if ":" in address else address
 

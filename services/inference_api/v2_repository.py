@@ -7,7 +7,9 @@ from typing import Annotated, TypeVar
 
 import falcon
 import msgspec
+import structlog
 
+from inference_api.authorisation import subject
 from inference_api.openapi import Operation
 from inference_api.requests import read_json_body
 from inference_api.v2 import Resource, send
@@ -18,14 +20,7 @@ from inference_core.rollout import VersionState
 
 T = TypeVar("T")
 
-
-def only_from_inside(req: falcon.Request, resp: falcon.Response, resource: object, params: object) -> None:
-    """SECURITY: until there are tokens, what changes the server is for operators, who do not come through NGINX.
-
-    It sets this field on every request and lets nobody remove it; its own rule for these paths is the first line.
-    """
-    if "HTTP_X_FORWARDED_FOR" in req.env:
-        raise falcon.HTTPNotFound
+log = structlog.get_logger()
 
 
 class IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,6 +62,9 @@ class RepositoryResource(Resource):
         """The request, of which everything is optional: clients also send no body at all."""
         return bodies.decode_json(read_json_body(req, self._services) or b"{}", kind)
 
+    def _audit(self, event: str, req: falcon.Request, model: str, version: str | None) -> None:
+        log.info(event, request_id=req.context.request_id, subject=subject(req.env), model=model, version=version)
+
 
 class RepositoryIndexResource(RepositoryResource):
     """Every version on disk and its state."""
@@ -79,7 +77,6 @@ class RepositoryIndexResource(RepositoryResource):
         send(resp, [entry for entry in index if not wanted.ready or entry.state == "READY"])
 
 
-@falcon.before(only_from_inside)
 class RepositoryLoadResource(RepositoryResource):
     """Load a version in every worker, or in none."""
 
@@ -87,11 +84,12 @@ class RepositoryLoadResource(RepositoryResource):
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
         parameters = self._decode(req, RepositoryRequest).parameters
-        self._services.rollout.load(model, wanted_version(parameters))
+        version = wanted_version(parameters)
+        self._services.rollout.load(model, version)
+        self._audit("model loaded on request", req, model, version)
         send(resp, Empty())
 
 
-@falcon.before(only_from_inside)
 class RepositoryUnloadResource(RepositoryResource):
     """Unload a model in every worker."""
 
@@ -100,6 +98,7 @@ class RepositoryUnloadResource(RepositoryResource):
     def on_post(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
         self._decode(req, RepositoryRequest)
         self._services.rollout.unload(model)
+        self._audit("model unloaded on request", req, model, None)
         send(resp, Empty())
 
 

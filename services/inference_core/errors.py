@@ -6,6 +6,8 @@ TiercelError
 │   ├── UnsupportedMedia    ... because of its media type
 │   ├── UnsupportedCoding   ... because of its content coding
 │   └── UnsupportedFeature  ... because it asks for an extension that is not offered
+├── Unauthenticated         nobody knows who asks
+├── Forbidden               the caller may not do this
 ├── NotFound                no such model or version
 ├── QuotaExceeded           the caller has asked for more than its quota
 ├── Unavailable             the model or the server cannot answer now
@@ -44,6 +46,27 @@ class UnsupportedCoding(InvalidInput):
 
 class UnsupportedFeature(InvalidInput):
     pass
+
+
+class Unauthenticated(TiercelError):
+    """`reason` says what is wrong with the token, empty if there is none."""
+
+    def __init__(self, text: str, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason
+
+    @classmethod
+    def because(cls, reason: str) -> "Unauthenticated":
+        return cls(f"access token: {reason}", reason)
+
+
+class Forbidden(TiercelError):
+    """`scope` is what the caller lacks, and `subject` who that is."""
+
+    def __init__(self, text: str, scope: str, subject: str) -> None:
+        super().__init__(text)
+        self.scope = scope
+        self.subject = subject
 
 
 class NotFound(TiercelError):

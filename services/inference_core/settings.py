@@ -4,6 +4,7 @@ Each is read from the variable `TIERCEL_<NAME>`; `.env.example` lists them all. 
 variable that nobody knows, stops the process with its name.
 """
 
+import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
@@ -14,6 +15,7 @@ from inference_core.errors import in_plain_words
 from inference_core.policy import Quota
 
 PREFIX = "TIERCEL_"
+ALGORITHM = "(ES256|EdDSA|RS256)"
 
 PORT = r"(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[0-9]{1,4})"
 Bind = Annotated[str, msgspec.Meta(pattern=rf"^(unix:/.+|[^:/]+:{PORT}|\[[0-9a-fA-F:]+\]:{PORT})$")]
@@ -34,6 +36,18 @@ class SettingsError(Exception):
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bind: Bind = "127.0.0.1:8000"
+    # Whether requests need an access token; off: only where nobody else can reach `bind`.
+    auth: Literal["off", "required"] = "off"
+    # The issuer's name, a URL, as in its tokens; and ours in them.
+    auth_issuer: str = "https://localhost:8443"
+    auth_audience: Annotated[str, msgspec.Meta(min_length=1)] = "tiercel"
+    # Of ES256, EdDSA and RS256, those that an outside issuer may sign with, with commas between them.
+    auth_algorithms: Annotated[str, msgspec.Meta(pattern=rf"^{ALGORITHM}(,{ALGORITHM})*\Z")] = "ES256"
+    # The outside issuer's JSON Web Key Set: an https URL, or a file.
+    auth_jwks: str = ""
+    # The built-in issuer's folder: signing_keys/*.pem and clients.json; where there is no outside one.
+    auth_dir: str = ""
+    auth_token_seconds: Annotated[int, msgspec.Meta(ge=60, le=86400)] = 900
     worker_class: WorkerClass = "llhttp"
     # 0: as many as the CPUs that the cgroup grants; see thread_plan.
     workers: Count = 0
@@ -94,6 +108,29 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     return msgspec.convert(values, Settings, strict=False)
 
 
+def check_access(settings: Settings) -> None:
+    """SettingsError unless it is settled who may ask: by tokens, or because nobody else can."""
+    if settings.auth == "off":
+        host = settings.bind.rpartition(":")[0].strip("[]")
+        if not settings.bind.startswith("unix:") and not _is_loopback(host):
+            raise SettingsError(
+                f"TIERCEL_AUTH: expected required, as others can reach TIERCEL_BIND={settings.bind}, got off; "
+                "off is for 127.0.0.1 and sockets"
+            )
+    elif settings.auth_jwks:
+        if "://" in settings.auth_jwks and not settings.auth_jwks.startswith("https://"):
+            raise SettingsError(f"TIERCEL_AUTH_JWKS: expected an https URL or a file, got {settings.auth_jwks!r}")
+    elif not settings.auth_dir:
+        raise SettingsError("TIERCEL_AUTH: required, so expected TIERCEL_AUTH_JWKS or TIERCEL_AUTH_DIR, got neither")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def read_secret(path: str) -> str:
     """What the file says, without the end of its line; empty without a file."""
     return Path(path).read_text().strip() if path else ""
@@ -112,6 +149,8 @@ def _expected(name: str, error: msgspec.ValidationError) -> str:
     kind = get_type_hints(Settings, include_extras=True)[name]
     if get_origin(kind) is Literal:
         return f"expected {' or '.join(get_args(kind))}"
+    if name == "auth_algorithms":
+        return "expected ES256, EdDSA or RS256, or several with commas between them"
     if kind == RedisUrl:
         return "expected redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH, with USER@ if need be"
     if kind == Bind:

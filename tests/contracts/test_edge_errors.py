@@ -109,15 +109,23 @@ def test_what_is_no_request_is_refused_in_json(mirror: Edge, received: list[Any]
     assert received == []
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/v2/repository/models/scale/load", "/v2/repository/models/scale/unload"])
-def test_what_is_for_operators_is_not_there(mirror: Edge, received: list[Any], path: str) -> None:
+def test_what_is_for_operators_is_not_there(mirror: Edge, received: list[Any]) -> None:
     for method in ("GET", "POST", "HEAD", "DELETE", "OPTIONS"):
-        answer = mirror.request(method, path)
+        answer = mirror.request(method, "/metrics", headers={"Authorization": "Bearer a"})
         if method == "HEAD":
             assert (answer.status, answer.body) == (404, b"")
         else:
-            check(answer, path, 404)
+            check(answer, "/metrics", 404)
     assert received == []
+
+
+@pytest.mark.parametrize("path", ["/v2/repository/models/scale/load", "/oauth2/token", "/.well-known/jwks.json"])
+def test_who_may_do_what_is_left_to_the_api(mirror: Edge, received: list[Any], path: str) -> None:
+    for fields in ({}, {"Authorization": "Bearer a"}, {"Authorization": "Basic a"}):
+        assert mirror.post(path, b"{}", fields).status == 200
+    assert [request["target"] for request in received] == [path] * 3
+    sent = [dict(request["headers"]).get("Authorization") for request in received]
+    assert sent == [None, "Bearer a", "Basic a"]
 
 
 @pytest.mark.parametrize(

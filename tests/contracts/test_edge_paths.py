@@ -1,10 +1,14 @@
-"""However a path or a method is spelt: what is for operators is reached by nobody who comes through NGINX."""
+"""However a path or a method is spelt: what is for operators is reached by nobody else who comes through NGINX."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from edge import Edge
-from servers import Answer, Server
+from edge import Edge, make_certificate
+from servers import Answer, Server, bearer, fetch_token, held, wait_until
+
+from access_control.clients import add_client
 
 LOAD, UNLOAD = "/v2/repository/models/half/load", "/v2/repository/models/half/unload"
 METRICS = "/metrics"
@@ -108,35 +112,80 @@ def ask(edge: Edge, method: str, path: str, *fields: str) -> Answer:
     return edge.ask("\r\n".join(lines).encode("latin-1"))
 
 
-def is_served(edge: Edge) -> bool:
-    return edge.get("/v2/models/half/ready").status == 200
+def is_served(edge: Edge, token: str = "") -> bool:
+    return edge.get("/v2/models/half/ready", bearer(token) if token else None).status == 200
 
 
-def test_operators_have_another_way_in(shared_edge: tuple[Edge, Server]) -> None:
-    """Without it, those below would prove nothing."""
-    edge, server = shared_edge
-    assert is_served(edge)
-    assert server.post(UNLOAD, {}).status == 200
-    assert not is_served(edge)
-    assert server.post(LOAD, {}).status == 200
-    assert is_served(edge)
+class Guarded(NamedTuple):
+    """NGINX before a server that requires tokens; and those of who may change what is served and of who may not."""
+
+    edge: Edge
+    server: Server
+    operator: str
+    other: str
+
+
+@pytest.fixture(scope="session")
+def shared_guarded(models: Path, worker_class: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
+    tls, clients = make_certificate(folder), folder / "secrets/clients.json"
+    secret = add_client(clients, "admin", ("predict", "models:read", "models:admin"))
+    demo = (folder / "secrets/demo_client_secret").read_text()
+    settings = {"auth": "required", "auth_dir": folder / "secrets", "auth_token_seconds": 86400, "workers": 2}
+    with (
+        held(folder / "api.sock") as path,
+        Server(models, worker_class, listener=path, **settings) as server,
+        Edge(path, tls, folder / "run") as edge,
+    ):
+        wait_until(lambda: len(server.workers()) == 2, "both workers have started")
+        tokens = [fetch_token(edge.http(), *client) for client in (("admin", secret), ("demo", demo))]
+        yield Guarded(edge, server, *tokens)
+
+
+@pytest.fixture
+def guarded(shared_guarded: Guarded) -> Iterator[Guarded]:
+    """Nothing that a client sends ends a worker, or changes what is served."""
+    edge, server, _, token = shared_guarded
+    before = [set(each.workers()) for each in (edge, server)]
+    yield shared_guarded
+    assert is_served(edge, token)
+    assert [set(each.workers()) for each in (edge, server)] == before, server.log()[-3000:]
+
+
+def test_operators_come_in_with_a_token(guarded: Guarded) -> None:
+    """Without that, those below would prove nothing."""
+    edge, server, token, _ = guarded
+    assert is_served(edge, token)
+    assert server.post(UNLOAD, {}).status == 401, "nobody else does, from inside either"
+    assert edge.post(UNLOAD, b"{}", bearer(token)).status == 200
+    assert not is_served(edge, token)
+    assert edge.post(LOAD, b"{}", bearer(token)).status == 200
 
 
 @pytest.mark.parametrize("what", VARIANTS)
-def test_no_spelling_reaches_what_is_for_operators(edge: Edge, what: str) -> None:
+def test_no_spelling_reaches_what_is_for_operators(guarded: Guarded, what: str) -> None:
+    """401 and 403 say that it was understood; and so for no spelling is there an answer of the route itself."""
     for target in (LOAD, UNLOAD):
-        assert ask(edge, "POST", VARIANTS[what](target)).status in (400, 404, 405)
-        assert is_served(edge)
+        path = VARIANTS[what](target)
+        assert ask(guarded.edge, "POST", path).status in (400, 401, 404, 405)
+        authorization = f"Authorization: Bearer {guarded.other}"
+        assert ask(guarded.edge, "POST", path, authorization).status in (400, 403, 404, 405)
+        assert is_served(guarded.edge, guarded.other)
+
+
+@pytest.mark.parametrize("what", VARIANTS)
+def test_no_spelling_over_http2_reaches_what_is_for_operators(guarded: Guarded, what: str) -> None:
+    for target in (LOAD, UNLOAD):
+        for fields in ((), (("authorization", f"Bearer {guarded.other}"),)):
+            with guarded.edge.http2() as client:
+                answer = client.request("POST", VARIANTS[what](target), b"{}", *fields)
+            assert answer is None or answer.status in (400, 403 if fields else 401, 404, 405)
+            assert is_served(guarded.edge, guarded.other)
+
+
+@pytest.mark.parametrize("what", VARIANTS)
+def test_no_spelling_reaches_the_metrics(edge: Edge, what: str) -> None:
     check_no_metrics(ask(edge, "GET", VARIANTS[what](METRICS)))
-
-
-@pytest.mark.parametrize("what", VARIANTS)
-def test_no_spelling_over_http2_reaches_what_is_for_operators(edge: Edge, what: str) -> None:
-    for target in (LOAD, UNLOAD):
-        with edge.http2() as client:
-            answer = client.request("POST", VARIANTS[what](target), b"{}")
-        assert answer is None or answer.status in (400, 404, 405)
-        assert is_served(edge)
     with edge.http2() as client:
         check_no_metrics(client.request("GET", VARIANTS[what](METRICS)))
 

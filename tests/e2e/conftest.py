@@ -23,3 +23,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         ["docker", "system", "df", "--verbose", "--format", "json"], capture_output=True, text=True, check=True
     ).stdout
     assert stack.project not in left, "down --volumes leaves nothing"
+
+
+@pytest.fixture
+def two_containers(stack: Stack) -> Iterator[None]:
+    stack.up("--scale", "api=2", "--no-recreate", "api")
+    yield
+    stack.up("--scale", "api=1", "--no-recreate", "api")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from compose import Stack
 from load import Load
-from servers import wait_until
+from servers import bearer, wait_until
 
 PREDICT = "/v1/models/breast-cancer:predict"
 RATE, CLIENTS = 200, 40
@@ -20,7 +20,8 @@ FOLDERS = [part for name in ("ca", "tls", "secrets") for part in (f"--{name}", f
 def load(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Load]:
     """Requests before, during and for a while after what the test does; all of them are answered."""
     instances = {"instances": [[1.0] * 30]}
-    with Load(stack, PREDICT, instances, RATE, CLIENTS, keep_alive=getattr(request, "param", True)) as load:
+    keep_alive = getattr(request, "param", True)
+    with Load(stack, PREDICT, instances, RATE, CLIENTS, keep_alive, bearer(stack.token)) as load:
         wait_until(lambda: load.sent > RATE // 2, "some requests")
         yield load
         before = load.sent
@@ -28,13 +29,6 @@ def load(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Load]:
     print(f"{load.sent} requests, failed: {load.failed}")  # noqa: T201  # for the figures of a run with -s
     assert load.failed == {}
     assert len(load.bodies) == 1
-
-
-@pytest.fixture
-def two_containers(stack: Stack) -> Iterator[None]:
-    stack.up("--scale", "api=2", "--no-recreate", "api")
-    yield
-    stack.up("--scale", "api=1", "--no-recreate", "api")
 
 
 def test_a_worker_is_killed(stack: Stack, load: Load) -> None:

@@ -141,15 +141,3 @@ def test_a_server_that_lacks_a_model_is_not_ready(zoo: Zoo, tmp_path: Any) -> No
     assert client.get("/v2/models/scale/ready").status_code == 503
     assert client.post("/v1/models/named:predict", {"instances": [[1, 2, 3]]}).status_code == 200
     services.rollout.stop()
-
-
-@pytest.mark.parametrize("action", ["load", "unload"])
-def test_nothing_is_changed_for_who_comes_through_nginx(two_versions: Client, action: str) -> None:
-    """It marks what it passes on; operators ask the server itself."""
-    path = f"/v2/repository/models/scale/{action}"
-    answer = two_versions.post(
-        path, {"parameters": {"version": "1"}} if action == "load" else b"", X_Forwarded_For="::1"
-    )
-    assert answer.status_code == 404
-    assert "no such route" in answer.json["error"]
-    assert served(two_versions) == {"scale": "2"}

@@ -86,6 +86,22 @@ def test_an_address_that_is_taken_is_said_so_at_once() -> None:
     assert "ready" not in ended.stdout
 
 
+def test_others_are_not_let_in_without_tokens() -> None:
+    bind = f"0.0.0.0:{free_port()}"
+    ended = subprocess.run(
+        COMMAND,
+        cwd=ROOT,
+        env=os.environ | {"TIERCEL_BIND": bind},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert f"tiercel: TIERCEL_AUTH: expected required, as others can reach TIERCEL_BIND={bind}, got off" in ended.stderr
+    assert "ready" not in ended.stdout
+
+
 def test_a_start_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
     """Neither one that fails on its models nor one that finds its folder of models missing."""
     for models in (tmp_path / "missing", tmp_path / "bad"):

@@ -1,5 +1,6 @@
 """`make stack`, as its user sees it: the whole stack, for real, on free ports and in a folder of the test."""
 
+import functools
 import http.client
 import json
 import os
@@ -17,8 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import native.stack
 import pytest
-from servers import Answer, free_port, wait_until
+from native import configuration
+from native.configuration import Configuration
+from servers import Answer, bearer, fetch_token, free_port, read_all, wait_until
 from supervisor.xmlrpc import SupervisorTransport
 
 ROOT = Path(__file__).parents[2]
@@ -76,12 +80,21 @@ class Stack:
         finally:
             transport.close()
 
-    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+    def http(self) -> http.client.HTTPSConnection:
         context = ssl.create_default_context(cafile=self.folder / "tls/ca.crt")
-        port = self.ports["EDGE_HTTPS_PORT"]
-        connection = http.client.HTTPSConnection("localhost", port, timeout=10, context=context)
+        return http.client.HTTPSConnection("localhost", self.ports["EDGE_HTTPS_PORT"], timeout=10, context=context)
+
+    @functools.cached_property
+    def token(self) -> str:
+        """The demo client's, good for longer than these tests take."""
+        return fetch_token(self.http(), "demo", (self.folder / "secrets/demo_client_secret").read_text())
+
+    def request(self, method: str, path: str, body: bytes | None = None, token: str | None = None) -> Answer:
+        """With `token`; if it is None with the demo client's, and if it is empty with none."""
+        token = self.token if token is None else token
+        connection = self.http()
         try:
-            connection.request(method, path, body, headers)
+            connection.request(method, path, body, bearer(token) if token else {})
             return Answer(connection.getresponse())
         finally:
             connection.close()
@@ -125,11 +138,52 @@ def sockets(pid: int) -> set[str]:
     return {link.removeprefix("socket:[").rstrip("]") for link in links}
 
 
-def test_the_command_that_it_prints_classifies_a_real_photo(stack: Stack) -> None:
-    """With the certificate checked."""
-    done = run(*stack.printed("curl "), "--silent", "--show-error", "--fail-with-body")
+def test_the_commands_that_it_prints_classify_a_real_photo(stack: Stack) -> None:
+    """As a shell of the user's has them, which knows none of the stack's variables; with the certificate checked."""
+    [commands] = [part for part in stack.output().split("\n\n") if "curl " in part]
+    # Not by `make` itself, which might find that there are new packages to install.
+    commands = commands.replace("make -s token", f"{sys.executable} -m native.access_token")
+    done = run("sh", "-euc", f"{commands} --silent --show-error --fail-with-body")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["predictions"][0]["label"] in ("tabby cat", "tiger cat", "Egyptian cat")
+
+
+def test_the_commands_name_no_variable_that_is_as_it_is_by_itself(tmp_path: Path) -> None:
+    usual = configuration.read_environment({})
+    for changed, variables in ({}, ""), ({"EDGE_HTTPS_PORT": "9443"}, "EDGE_HTTPS_PORT=9443 "):
+        stack = Configuration(usual | changed, Path(usual["STACK_DIR"]), tmp_path, "")
+        assert f"\n  TOKEN=$({variables}make -s token)\n" in native.stack._welcome(stack)
+
+
+def test_make_token_prints_one_that_works(stack: Stack) -> None:
+    variables = {name: stack.environment[name] for name in ("STACK_DIR", "EDGE_HTTPS_PORT")}
+    done = run(sys.executable, "-m", "native.access_token", PATH="", **variables)
+    assert done.returncode == 0, done.stderr
+    assert stack.request("GET", "/v1/models", token=done.stdout.strip()).status == 200
+    assert stack.request("GET", "/v1/models", token=done.stdout.strip()[:-1]).status == 401
+
+
+def test_without_a_stack_there_is_no_token(tmp_path: Path) -> None:
+    ended = run(sys.executable, "-m", "native.access_token", PATH="", STACK_DIR=str(tmp_path / "none"))
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("tiercel: no stack runs; ")
+    assert not (tmp_path / "none").exists()
+
+
+def test_nothing_but_health_is_for_who_has_no_token(stack: Stack) -> None:
+    for path in ("/v2", "/v1/models", "/v2/models/breast-cancer"):
+        answer = stack.request("GET", path, token="")
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="tiercel"'
+    assert stack.request("GET", "/v2/health/ready", token="").status == 200
+    with socket.create_connection(("127.0.0.1", int(stack.environment["TIERCEL_BIND"].split(":")[1])), 10) as inside:
+        inside.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert read_all(inside).startswith(b"HTTP/1.1 401 "), "not on the API's own door either"
+
+
+def test_the_issuer_is_named_as_clients_reach_it(stack: Stack) -> None:
+    described = stack.request("GET", "/.well-known/oauth-authorization-server", token="").json()
+    assert described["issuer"] == f"https://localhost:{stack.ports['EDGE_HTTPS_PORT']}"
 
 
 def test_clear_text_is_told_where_to_go(stack: Stack) -> None:
@@ -238,7 +292,8 @@ def test_it_leaves_nothing_behind_but_its_folder(tmp_path: Path) -> None:
 
 
 def secrets(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for name in ("ca", "tls", "secrets") for path in (folder / name).iterdir()}
+    files = [path for name in ("ca", "tls", "secrets") for path in (folder / name).rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files}
 
 
 def test_a_program_that_can_not_start_stops_it_with_the_reason(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What may import what, read from the sources."""
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +14,24 @@ MODULES = sorted(SERVICES.rglob("*.py"))
 READS_ENVIRONMENT = (
     "inference_api/main.py",
     "batch_worker/main.py",
+    "command_line/",
     "inference_api/gunicorn_conf.py",
     "inference_api/listener.py",
     "inference_api/serve.py",
     "inference_api/workers/",
 )
 SETS_ENVIRONMENT = ("inference_core/model.py", "model_tools/__init__.py")
-CORE_MAY_NOT = {"falcon", "gunicorn", "meinheld", "httptools", "inference_api", "batch_worker", "model_tools"}
-API_MAY_NOT = {"model_tools", "batch_worker"}
+OURS = {path.parent.name for path in SERVICES.glob("*/__init__.py")}
+WEB = {"falcon", "gunicorn", "meinheld", "httptools"}
+# Of ours, besides itself, and of what serves HTTP.
+MAY_IMPORT = {
+    "inference_core": set(),
+    "access_control": {"inference_core"},
+    "batch_worker": {"inference_core"},
+    "inference_api": {"inference_core", "access_control", *WEB},
+    "model_tools": {"inference_core"},
+    "command_line": OURS,
+}
 
 
 def name(path: Path) -> str:
@@ -58,10 +70,18 @@ def test_the_sources_are_found() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_dependencies_point_to_the_core(path: Path) -> None:
-    """inference_core knows no web framework and nobody who uses it; the server knows no model tools."""
+    """inference_core knows nobody who uses it; only the server knows HTTP, and it knows neither tools nor commands."""
     package = name(path).split("/")[0]
-    forbidden = {"inference_core": CORE_MAY_NOT, "inference_api": API_MAY_NOT}.get(package, set())
-    assert imported(path) & forbidden == set()
+    assert imported(path) & (OURS | WEB) <= MAY_IMPORT[package] | {package}
+
+
+def test_every_package_has_its_place() -> None:
+    """In the rules, in the layout that ARCHITECTURE.md draws, and in what is installed."""
+    layout = (SERVICES.parent / "ARCHITECTURE.md").read_text()
+    drawn = set(re.findall(r"^  (\w+)/ ", layout.partition("\nservices/\n")[2].partition("\n```")[0], re.MULTILINE))
+    project = tomllib.loads((SERVICES.parent / "pyproject.toml").read_text())
+    installed = {Path(package).name for package in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]}
+    assert OURS == MAY_IMPORT.keys() == drawn == installed
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

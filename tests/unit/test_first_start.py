@@ -30,6 +30,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from rq.serializers import JSONSerializer
 from servers import wait_until
 
+from access_control.clients import Client, add_client, is_secret_of, read_clients, revoke_client
 from inference_api.serve import _redis_program
 
 SCRIPT = Path(__file__).parents[2] / "docker" / "first_start.py"
@@ -43,8 +44,9 @@ FILES = [
     "tls/server.key",
     "tls/server.crt",
     "tls/ca.crt",
-    "secrets/token_signing_key.pem",
+    "secrets/signing_keys/first.pem",
     "secrets/demo_client_secret",
+    "secrets/clients.json",
 ]
 
 
@@ -132,7 +134,7 @@ def test_the_first_start_makes_everything(start: Callable[..., list[str]]) -> No
     """One line says of each file that it is made, and nothing else is left behind."""
     assert start() == [f"made    {name}" for name in FILES]
     assert sorted(contents()) == sorted(FILES)
-    assert {path.name for path in Path().rglob("*") if path.is_dir()} == {"ca", "tls", "secrets"}
+    assert {path.name for path in Path().rglob("*") if path.is_dir()} == {"ca", "tls", "secrets", "signing_keys"}
 
 
 def test_the_next_start_keeps_everything(start: Callable[..., list[str]]) -> None:
@@ -143,7 +145,7 @@ def test_the_next_start_keeps_everything(start: Callable[..., list[str]]) -> Non
     assert changed(before) == set()
 
 
-@pytest.mark.parametrize("lost", ["tls/ca.crt", "secrets/token_signing_key.pem", "secrets/demo_client_secret"])
+@pytest.mark.parametrize("lost", ["tls/ca.crt", "secrets/signing_keys/first.pem", "secrets/clients.json"])
 def test_what_stands_alone_is_made_again(start: Callable[..., list[str]], lost: str) -> None:
     """A file that belongs to no pair is made where it is missing, and the others are kept."""
     start()
@@ -163,7 +165,7 @@ def test_only_certificates_are_for_others_to_read(start: Callable[..., list[str]
         os.umask(previous)
     assert {name for name in FILES if Path(name).stat().st_mode & 0o777 == 0o644} == {n for n in FILES if ".crt" in n}
     assert {Path(name).stat().st_mode & 0o777 for name in FILES if ".crt" not in name} == {0o600}
-    assert {Path(name).stat().st_mode & 0o777 for name in ("ca", "tls", "secrets")} == {0o700}
+    assert {Path(name).stat().st_mode & 0o777 for name in ("ca", "tls", "secrets", "secrets/signing_keys")} == {0o700}
 
 
 def test_a_folder_that_is_there_keeps_its_mode(start: Callable[..., list[str]]) -> None:
@@ -313,9 +315,18 @@ def test_the_ca_signs_certificates_of_servers_and_nothing_else(start: Callable[.
 def test_the_token_key_is_for_es256(start: Callable[..., list[str]]) -> None:
     """A private key on P-256, in PKCS8."""
     start()
-    pem = Path("secrets/token_signing_key.pem").read_bytes()
+    pem = Path("secrets/signing_keys/first.pem").read_bytes()
     assert pem.startswith(b"-----BEGIN PRIVATE KEY-----\n")
     assert load_pem_private_key(pem, None).curve.name == "secp256r1"
+
+
+def test_a_token_key_of_any_name_is_enough(start: Callable[..., list[str]]) -> None:
+    """Keys are changed by adding one and removing another: the one that was removed must not come back."""
+    start()
+    Path("secrets/signing_keys/first.pem").rename("secrets/signing_keys/2027.pem")
+    before = contents()
+    assert "kept    secrets/signing_keys/2027.pem" in start()
+    assert changed(before) == set()
 
 
 def test_the_client_secret_cannot_be_guessed(start: Callable[..., list[str]]) -> None:
@@ -323,9 +334,44 @@ def test_the_client_secret_cannot_be_guessed(start: Callable[..., list[str]]) ->
     start()
     secret = Path("secrets/demo_client_secret").read_text()
     assert len(base64.urlsafe_b64decode(secret + "=")) == 32
-    Path("secrets/demo_client_secret").unlink()
+    for name in ("demo_client_secret", "clients.json"):
+        Path("secrets", name).unlink()
     start()
     assert Path("secrets/demo_client_secret").read_text() != secret
+
+
+def demo_client() -> Client:
+    return read_clients(Path("secrets/clients.json"))["demo"]
+
+
+def test_the_api_knows_the_demo_client_by_its_secret(start: Callable[..., list[str]]) -> None:
+    """It may do what does no harm; of the secret there is nothing but a slow hash."""
+    start()
+    secret = Path("secrets/demo_client_secret").read_text()
+    assert is_secret_of(demo_client(), secret)
+    assert not is_secret_of(demo_client(), secret[:-1])
+    assert "models:admin" not in demo_client().scopes
+    assert secret not in Path("secrets/clients.json").read_text()
+
+
+def test_the_list_of_clients_is_made_for_the_secret_that_is_there(start: Callable[..., list[str]]) -> None:
+    """Be it one's own, with the end of its line; or that of a first start that was killed between the two."""
+    Path("secrets").mkdir()
+    Path("secrets/demo_client_secret").write_text("of my own\n")
+    start()
+    assert is_secret_of(demo_client(), "of my own")
+    assert Path("secrets/demo_client_secret").read_text() == "of my own\n"
+
+
+def test_a_list_of_clients_is_kept_whoever_is_in_it(start: Callable[..., list[str]]) -> None:
+    """Neither the demo client nor a secret for it comes back once it has been revoked."""
+    start()
+    add_client(Path("secrets/clients.json"), "shop", ("predict",))
+    revoke_client(Path("secrets/clients.json"), "demo")
+    Path("secrets/demo_client_secret").unlink()
+    before = contents()
+    assert start()[-1] == "kept    secrets/clients.json"
+    assert changed(before) == set()
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,61 @@
 import json
 import re
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
 import pytest
 from openapi_spec_validator import validate
 
+from access_control.issuer import BuiltInIssuer
+from inference_api import oauth2
 from inference_api.app import routes
+from inference_api.authorisation import PUBLIC, Route
 from inference_api.openapi import OpenApiResource, describe
 from inference_core.bootstrap import Services
+from inference_core.quotas import Quotas
 
-TABLE = [*routes(cast(Services, None)), ("/openapi.json", OpenApiResource([]))]
-# As clients get it.
-DOCUMENT = json.loads(msgspec.json.encode(describe(TABLE)))
+OPEN = [*routes(cast(Services, None)), Route("/openapi.json", OpenApiResource([]), PUBLIC)]
+ISSUER = oauth2.routes(cast(BuiltInIssuer, SimpleNamespace(name="https://issuer.example")), cast(Quotas, None))
+TABLES = {"no tokens": OPEN, "an outside issuer": OPEN, "the built-in issuer": [*OPEN, *ISSUER]}
+# As clients get them.
+DOCUMENTS = {
+    what: json.loads(msgspec.json.encode(describe(table, needs_tokens=what != "no tokens")))
+    for what, table in TABLES.items()
+}
 OPERATIONS = [
-    (path, method, operation) for path, item in DOCUMENT["paths"].items() for method, operation in item.items()
+    pytest.param(path, method, operation, id=f"{what}: {path}")
+    for what, document in DOCUMENTS.items()
+    for path, item in document["paths"].items()
+    for method, operation in item.items()
 ]
+SCOPES = {route.path: route.scope for route in TABLES["the built-in issuer"]}
 
 
-def test_the_document_is_valid() -> None:
+@pytest.mark.parametrize("what", DOCUMENTS)
+def test_the_document_is_valid(what: str) -> None:
     """It is OpenAPI 3.1 by its own schema, references and all."""
-    validate(DOCUMENT)
+    validate(DOCUMENTS[what])
 
 
-def test_every_route_and_method_is_documented_and_none_besides() -> None:
+@pytest.mark.parametrize("what", DOCUMENTS)
+def test_every_route_and_method_is_documented_and_none_besides(what: str) -> None:
     """HEAD comes with every GET, and OPTIONS with everything; neither needs words."""
     served = {
-        (path, method)
-        for path, resource in TABLE
+        (route.path, method)
+        for route in TABLES[what]
         for method in ("get", "post", "put", "delete", "patch")
-        if hasattr(resource, f"on_{method}")
+        if hasattr(route.resource, f"on_{method}")
     }
-    assert {(path, method) for path, method, _ in OPERATIONS} == served
-    assert len(DOCUMENT["paths"]) == len(TABLE)
+    documented = {(path, method) for path, item in DOCUMENTS[what]["paths"].items() for method in item}
+    assert documented == served
+    assert len(documented) == len(TABLES[what])
 
 
-@pytest.mark.parametrize(("path", "resource"), TABLE, ids=[path for path, _ in TABLE])
-def test_head_is_answered_where_get_is(path: str, resource: Any) -> None:
+@pytest.mark.parametrize("route", TABLES["the built-in issuer"], ids=lambda route: route.path)
+def test_head_is_answered_where_get_is(route: Route) -> None:
     """Load balancers ask with HEAD."""
-    assert hasattr(resource, "on_get") == hasattr(resource, "on_head")
+    assert hasattr(route.resource, "on_get") == hasattr(route.resource, "on_head")
 
 
 @pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS)
@@ -53,11 +70,38 @@ def test_an_operation_is_complete(path: str, method: str, operation: dict[str, A
     assert {"400", "500"} <= failures.keys()
     if names:
         assert {"404", "503"} <= failures.keys()
-    assert all(list(response["content"]) == [error] for response in failures.values())
+    forms = {status: set(response["content"]) for status, response in failures.items()}
+    if path == "/oauth2/token":  # whose clients read RFC 6749's form
+        for status in ("400", "401"):
+            assert failures[status]["content"]["application/json"]["schema"]["$ref"].endswith("/TokenError")
+            forms[status].remove("application/json")
+    assert all(form == {error} for form in forms.values())
 
 
-def test_operations_have_names_of_their_own() -> None:
+@pytest.mark.parametrize("what", DOCUMENTS)
+def test_operations_have_names_of_their_own(what: str) -> None:
     """Generators of clients make functions of them."""
-    names = [operation["operationId"] for _, _, operation in OPERATIONS]
+    names = [operation["operationId"] for item in DOCUMENTS[what]["paths"].values() for operation in item.values()]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[a-z]\w*", name) for name in names)
+
+
+@pytest.mark.parametrize("what", DOCUMENTS)
+def test_every_scope_is_documented_where_tokens_are_needed(what: str) -> None:
+    """And the refusals of who has none; of a route for everybody it is said that it needs nothing."""
+    schemes = DOCUMENTS[what]["components"].get("securitySchemes", {})
+    assert len(schemes) == (what != "no tokens")
+    for path, item in DOCUMENTS[what]["paths"].items():
+        for operation in item.values():
+            needed = [{scheme: [SCOPES[path]]} for scheme in schemes] if SCOPES[path] else []
+            assert operation.get("security", []) == needed
+            assert {"401", "403", "503"} <= operation["responses"].keys() or not needed
+
+
+def test_where_tokens_come_from_is_documented_if_it_is_here() -> None:
+    [scheme] = DOCUMENTS["the built-in issuer"]["components"]["securitySchemes"].values()
+    flow = scheme["flows"]["clientCredentials"]
+    assert flow["tokenUrl"] == "/oauth2/token"
+    assert set(flow["scopes"]) == set(SCOPES.values()) - {PUBLIC}
+    [scheme] = DOCUMENTS["an outside issuer"]["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")

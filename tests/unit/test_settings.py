@@ -3,9 +3,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from native.configuration import DEFAULTS
+import yaml
+from native.configuration import DEFAULTS, _places, read_environment
 
-from inference_core.settings import Settings, SettingsError, read_secret, read_settings, variable
+from inference_core.settings import Settings, SettingsError, check_access, read_secret, read_settings, variable
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +39,11 @@ def test_no_variables_mean_the_defaults() -> None:
         ("TIERCEL_BIND", "localhost:65535", "localhost:65535"),
         ("TIERCEL_BIND", "[::1]:8000", "[::1]:8000"),
         ("TIERCEL_BIND", "unix:/run/app.sock", "unix:/run/app.sock"),
+        ("TIERCEL_AUTH", "required", "required"),
+        ("TIERCEL_AUTH_ALGORITHMS", "RS256", "RS256"),
+        ("TIERCEL_AUTH_ALGORITHMS", "EdDSA,ES256", "EdDSA,ES256"),
+        ("TIERCEL_AUTH_TOKEN_SECONDS", "60", 60),
+        ("TIERCEL_AUTH_TOKEN_SECONDS", "86400", 86400),
         ("TIERCEL_WORKER_CLASS", "meinheld", "meinheld"),
         ("TIERCEL_WORKERS", "3", 3),
         ("TIERCEL_POLL_SECONDS", "0.5", 0.5),
@@ -59,6 +65,17 @@ def test_a_variable_sets_its_setting(name: str, text: str, value: object) -> Non
         ("TIERCEL_BIND", "127.0.0.1:65536"),
         ("TIERCEL_BIND", "localhost"),
         ("TIERCEL_BIND", ":8000"),
+        ("TIERCEL_AUTH", "on"),
+        ("TIERCEL_AUTH", ""),
+        ("TIERCEL_AUTH_AUDIENCE", ""),
+        ("TIERCEL_AUTH_ALGORITHMS", ""),
+        ("TIERCEL_AUTH_ALGORITHMS", "none"),
+        ("TIERCEL_AUTH_ALGORITHMS", "HS256"),
+        ("TIERCEL_AUTH_ALGORITHMS", "ES256,"),
+        ("TIERCEL_AUTH_ALGORITHMS", "ES256, RS256"),
+        ("TIERCEL_AUTH_ALGORITHMS", "ES256\n"),
+        ("TIERCEL_AUTH_TOKEN_SECONDS", "59"),
+        ("TIERCEL_AUTH_TOKEN_SECONDS", "86401"),
         ("TIERCEL_WORKER_CLASS", "gevent"),
         ("TIERCEL_WORKERS", "-1"),
         ("TIERCEL_WORKERS", "two"),
@@ -92,6 +109,8 @@ def test_a_value_that_does_not_fit_is_named(name: str, text: str) -> None:
     ("name", "text", "expected"),
     [
         ("TIERCEL_BIND", "8001", "expected HOST:PORT with a port up to 65535, or unix:/PATH"),
+        ("TIERCEL_AUTH", "on", "expected off or required"),
+        ("TIERCEL_AUTH_ALGORITHMS", "HS256", "expected ES256, EdDSA or RS256, or several with commas between them"),
         ("TIERCEL_LOG_LEVEL", "loud", "expected debug or info or warning or error"),
         ("TIERCEL_WORKERS", "many", "expected a whole number"),
         ("TIERCEL_WORKERS", "-1", "expected int >= 0"),
@@ -144,6 +163,52 @@ def test_a_file_with_a_secret_must_be_there_and_have_one(tmp_path: Path) -> None
     assert read_secret(read_settings({name: str(path)}).cache_password_file) == "s3cret"
 
 
+@pytest.mark.parametrize(
+    "bind",
+    ["127.0.0.1:8000", "127.255.0.9:80", "localhost:8000", "[::1]:8000", "unix:/run/api.sock", "unix:/run/a:8000"],
+)
+def test_tokens_may_be_off_where_nobody_else_is(bind: str) -> None:
+    check_access(Settings(bind=bind))
+
+
+@pytest.mark.parametrize(
+    "bind",
+    [
+        "0.0.0.0:8000",
+        "[::]:8000",
+        "0:8000",
+        "10.0.0.1:80",
+        "126.0.0.1:80",
+        "128.0.0.1:80",
+        "127.0.0.1.example:80",
+        "localhost.example:80",
+        "[::7f00:1]:80",
+        "[2001:db8::1]:80",
+    ],
+)
+def test_tokens_may_not_be_off_where_others_are(bind: str) -> None:
+    """SECURITY: who opens the server to others is told at the start, and it does not start."""
+    with pytest.raises(SettingsError, match=f"^TIERCEL_AUTH: expected required.*TIERCEL_BIND={re.escape(bind)}, got"):
+        check_access(Settings(bind=bind))
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0:8000", "127.0.0.1:8000", "unix:/run/api.sock"])
+def test_tokens_need_an_issuer(bind: str) -> None:
+    required = Settings(bind=bind, auth="required")
+    with pytest.raises(SettingsError, match="expected TIERCEL_AUTH_JWKS or TIERCEL_AUTH_DIR, got neither"):
+        check_access(required)
+    for issuer in ("auth_dir", "auth_jwks"):
+        check_access(msgspec.structs.replace(required, **{issuer: "/somewhere"}))
+
+
+@pytest.mark.parametrize("jwks", ["http://issuer.example/jwks", "file:///jwks.json", "ftp://a", "://", "HTTP://a"])
+def test_keys_of_an_issuer_do_not_come_in_clear_text(jwks: str) -> None:
+    """SECURITY: who can change them on their way can make tokens. Nor is a misspelt URL taken for a file."""
+    with pytest.raises(SettingsError, match=r"^TIERCEL_AUTH_JWKS: expected an https URL or a file, got "):
+        check_access(Settings(auth="required", auth_jwks=jwks))
+    check_access(Settings(auth="required", auth_jwks="https://issuer.example/jwks"))
+
+
 def test_an_unknown_variable_is_named() -> None:
     """A misspelt variable stops the process rather than leave a default in force unseen."""
     with pytest.raises(SettingsError, match=r"^TIERCEL_WORKER: no such setting"):
@@ -166,12 +231,34 @@ def test_the_example_lists_every_setting_with_its_default_and_meaning() -> None:
 
 
 def test_variables_of_the_stack_have_the_defaults_that_the_example_says() -> None:
-    used = dict(re.findall(r"\$\{(\w+):-([^}]*)}", (ROOT / "compose.yaml").read_text()))
+    used = compose_defaults()
     assert {name: EXAMPLE[name][0] for name in used} == used
     from_native = {name: value for name, value in DEFAULTS.items() if not name.startswith("TIERCEL_")}
     assert {name: EXAMPLE[name][0] for name in from_native} == from_native
     assert {name for name in EXAMPLE if not name.startswith("TIERCEL_")} <= used.keys() | from_native.keys()
     assert set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text())) == used.keys(), "one without a default"
+
+
+def compose_defaults() -> dict[str, str]:
+    """Of each variable in compose.yaml, of which one may be in the default of another: the inner ones first."""
+    found: dict[str, str] = {}
+
+    def fill_in(variable: re.Match[str]) -> str:
+        name, default = variable.groups()
+        assert found.setdefault(name, default) == default, f"{name} has two defaults"
+        return default
+
+    text, count = (ROOT / "compose.yaml").read_text(), 1
+    while count:
+        text, count = re.subn(r"\$\{(\w+):-([^{}]*)}", fill_in, text)
+    return found
+
+
+def test_the_stack_requires_tokens_whatever_is_set() -> None:
+    """SECURITY: in Compose what stands in `environment` goes before what `.env` says."""
+    api = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["api"]
+    assert api["environment"]["TIERCEL_AUTH"] == "required"
+    assert _places(read_environment({"TIERCEL_AUTH": "off"}), Path("/a"), Path("/b"))["TIERCEL_AUTH"] == "required"
 
 
 def test_the_edge_has_the_same_defaults() -> None:
