@@ -10,6 +10,7 @@ NOTE: the library `limits` asks its storage for every request, which would cost 
 import math
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -83,6 +84,11 @@ class Quotas:
             lease.used = now
         return allowance
 
+    def look_after(self) -> None:
+        """Once in a while: count the workers, and return what nobody uses."""
+        self._workers = max(1, self._count_workers())
+        self.give_back(time.monotonic())
+
     def give_back(self, now: float) -> None:
         """Return what of the leases was not used for LEASE_SECONDS, and forget windows that have ended."""
         with self._lock:
@@ -104,7 +110,7 @@ class Quotas:
     def _lease(self, key: str, quota: Quota, last: Lease | None, now: float) -> Lease:
         if not self._keeps_house:
             self._keeps_house = True
-            threading.Thread(target=self._keep_house_for_ever, name="quotas", daemon=True).start()
+            threading.Thread(target=_keep_house, args=(weakref.ref(self),), name="quotas", daemon=True).start()
         left = last.remaining if last and now < last.ends else 0
         wanted = max(1, min(MAX_LEASE, left // (PARTS * self._workers)))
         try:
@@ -128,11 +134,13 @@ class Quotas:
         except StoreAway:
             return
 
-    def _keep_house_for_ever(self) -> None:
-        while True:
-            self._workers = max(1, self._count_workers())
-            time.sleep(LEASE_SECONDS)
-            self.give_back(time.monotonic())
+
+def _keep_house(quotas: "weakref.ref[Quotas]") -> None:
+    """As long as they are there."""
+    while (found := quotas()) is not None:
+        found.look_after()
+        del found
+        time.sleep(LEASE_SECONDS)
 
 
 def _count(redis: Any, key: str, number: int, seconds: int) -> tuple[int, int]:
