@@ -90,7 +90,8 @@ RUN pip uninstall --yes --quiet --root-user-action ignore wheel setuptools pip \
     && python -m compileall -q -f -j 0 --invalidation-mode unchecked-hash . \
     && groupadd --gid 10001 tiercel \
     && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin tiercel \
-    && install --directory --owner 10001 --group 10001 /run/tiercel
+    && install --directory --owner 10001 --group 10001 /run/tiercel \
+    && install --directory --owner 10001 --group 10001 --mode 0700 /var/lib/tiercel/jobs
 ENV PATH=/app/venv/bin:/app/services/bin:$PATH PYTHONPATH=/app/services PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1 \
     TIERCEL_MODELS_DIR=/models
 COPY --from=builder /app/venv /app/venv

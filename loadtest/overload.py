@@ -6,7 +6,6 @@ python loadtest/overload.py --systems edge/tiercel/llhttp,tiercel/llhttp --secon
 import argparse
 import contextlib
 import dataclasses
-import io
 import itertools
 import os
 import signal
@@ -23,9 +22,8 @@ from exchanges import Exchange
 from generator import Load, poisson
 from ladder import Ladder, Step, Usage
 from outcomes import Outcome
-from PIL import Image
 from processes import busy_seconds, cpu_seconds, machine
-from scenarios import classify, open_model, photo_exchange, photos, tabular
+from scenarios import classify, open_model, photo_exchange, photos, tabular, thumbnail
 from server import Server
 from systems import SYSTEMS
 
@@ -38,7 +36,6 @@ CLOSED_CONNECTIONS, OPEN_CONNECTIONS = 8, 2000
 CALM_SHARE, CALM_SECONDS = 0.5, ladder.TARGET_RECOVERY_SECONDS + 1
 WARM_UP_SECONDS = 1.0
 ALIVE = Exchange(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n", lambda body: None)
-THUMBNAIL_PIXELS = 256
 
 
 def main() -> int:
@@ -82,14 +79,6 @@ def thumbnails() -> list[Exchange]:
     model = open_model("efficientnet-lite0")
     small = [thumbnail(photo) for photo, _ in photos()]
     return [photo_exchange(photo, classify(model, photo)) for photo in small]
-
-
-def thumbnail(photo: bytes) -> bytes:
-    made = io.BytesIO()
-    with Image.open(io.BytesIO(photo)) as opened:
-        opened.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-        opened.save(made, "JPEG", quality=85)
-    return made.getvalue()
 
 
 SCENARIOS: dict[str, Callable[[], Sequence[Exchange]]] = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from exchanges import Exchange
+from PIL import Image
 
 from inference_core.images import decode_image
 from inference_core.instances import best_labels
@@ -24,6 +26,7 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 MAX_MODEL_BYTES = 1 << 30
 MAX_PIXELS = 16_000_000
 TOP_K = 5
+THUMBNAIL_PIXELS = 256
 # Servers may differ in how they round and print a score, not in what they mean.
 TOLERANCE = 1e-4
 JPEG_START = b"\xff\xd8"
@@ -148,6 +151,14 @@ def photos() -> list[tuple[bytes, list[dict[str, Any]]]]:
             raise ValueError(f"{path.name}: expected {published} as in the manifest, got {labels[0]['label']}")
         found.append((photo, labels))
     return found
+
+
+def thumbnail(photo: bytes) -> bytes:
+    made = io.BytesIO()
+    with Image.open(io.BytesIO(photo)) as opened:
+        opened.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+        opened.save(made, "JPEG", quality=85)
+    return made.getvalue()
 
 
 def open_model(name: str) -> Model:

@@ -104,6 +104,7 @@ def _places(environment: Mapping[str, str], folder: Path, run: Path) -> dict[str
         "TIERCEL_AUTH": "required",
         "TIERCEL_AUTH_DIR": f"{folder}/secrets",
         "TIERCEL_AUTH_ISSUER": environment.get("TIERCEL_AUTH_ISSUER", f"https://localhost:{port}"),
+        "TIERCEL_JOBS_DIR": f"{folder}/jobs",
         "TIERCEL_STATE_DIR": f"{run}/state",
         "TIERCEL_CACHE_URL": f"unix://{run}/redis-cache.sock",
         "TIERCEL_QUEUE_URL": f"unix://{run}/redis-queue.sock",

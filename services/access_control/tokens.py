@@ -89,7 +89,12 @@ class Caller(msgspec.Struct, frozen=True):
     expires: float
 
     def may(self, scope: str, model: str | None = None) -> bool:
-        """Whether it has `scope`, for all models or for this one: `predict` or `predict:breast-cancer`."""
+        """Whether it has `scope`, for all models or for this one: `predict` or `predict:breast-cancer`.
+
+        With `*` in place of a model, for any: which one, somebody else will ask.
+        """
+        if scope.endswith(":*"):
+            return any(own == scope[:-2] or own.startswith(scope[:-1]) for own in self.scopes)
         return scope in self.scopes or (model is not None and f"{scope}:{model}" in self.scopes)
 
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from command_line import clients, tokens
+from command_line import clients, jobs, tokens
 
 
 def main(arguments: list[str] | None = None) -> int | str | None:
@@ -11,6 +11,7 @@ def main(arguments: list[str] | None = None) -> int | str | None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     clients.add_to(commands)
     tokens.add_to(commands)
+    jobs.add_to(commands)
     options = parser.parse_args(arguments)
     return options.run(options)  # type: ignore[no-any-return]  # each command sets its own
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from inference_api import openapi, v1, v2, v2_repository
+from inference_api import jobs, openapi, v1, v2, v2_repository
 from inference_api.authorisation import PUBLIC, Authorisation, Route
 from inference_api.error_handlers import add_error_handlers
 from inference_api.middleware import Compression, RequestId
@@ -55,6 +55,9 @@ def routes(services: Services) -> list[Route]:
         Route("/v1/models/{model}", v1.ModelResource(services), "models:read"),
         Route("/v1/models/{model}:predict", predict, "predict"),
         Route("/v1/models/{model}/versions/{version}:predict", predict, "predict"),
+        Route("/v1/jobs", jobs.JobsResource(services), "jobs:*"),
+        Route("/v1/jobs/{job}", jobs.JobResource(services), "jobs:*"),
+        Route("/v1/jobs/{job}/results", jobs.JobResultsResource(services), "jobs:*"),
     ]
 
 
@@ -63,6 +66,6 @@ class App(falcon.App[falcon.Request, falcon.Response]):
 
     @staticmethod
     def waits(environ: dict[str, Any]) -> bool:
-        """Whether the request will wait, for other processes or for a slow hash, and so must not hold up others."""
+        """Whether the request will wait, for other processes, a slow hash or a disk, and so must not hold up others."""
         path: str = environ["PATH_INFO"]
-        return path.startswith(("/v2/repository/models/", "/oauth2/token"))
+        return path.startswith(("/v2/repository/models/", "/oauth2/token", "/v1/jobs"))

@@ -25,7 +25,10 @@ UNQUOTABLE = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")
 
 
 class Route(NamedTuple):
-    """`scope`: what a token must have for it, or PUBLIC. A model's own scope will do, such as predict:breast-cancer."""
+    """`scope`: what a token must have for it, or PUBLIC. A model's own scope will do, such as predict:breast-cancer.
+
+    Where the path does not say which model it is about, `:*` stands for any, and the resource asks `authorise`.
+    """
 
     path: str
     resource: Any
@@ -57,6 +60,13 @@ class Authorisation:
         except InvalidInput:
             resp.set_header("WWW-Authenticate", f'{REALM}, error="invalid_request"')
             raise
+
+
+def authorise(env: Mapping[str, Any], scope: str, model: str) -> None:
+    """For who learns only from the body which model it is about: Forbidden unless the caller has `scope` for it."""
+    caller: Caller | None = env.get(CALLER)
+    if caller and not caller.may(scope, model):
+        raise Forbidden(f"access token: expected scope {scope}, got {scopes(caller)}", scope, caller.subject)
 
 
 def bearer(env: Mapping[str, Any]) -> str:

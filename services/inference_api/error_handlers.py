@@ -25,6 +25,9 @@ STATUS: dict[type[errors.TiercelError], int] = {
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.Mismatch: 422,
+    errors.TooManyJobs: 429,
     errors.QuotaExceeded: 429,
     errors.Unavailable: 503,
     errors.DeadlineExceeded: 504,
@@ -122,5 +125,5 @@ def _unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, pa
 def _answer(req: falcon.Request, resp: falcon.Response, status: int, detail: str) -> None:
     resp.status = falcon.code_to_http_status(status)
     resp.data, resp.content_type = error_body(req.path, status, detail, req.context.request_id)
-    if status in (429, 503):
+    if status in (409, 429, 503):
         resp.set_header("Retry-After", RETRY_AFTER_SECONDS)

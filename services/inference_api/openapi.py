@@ -30,6 +30,32 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "pattern": "^[1-9][0-9]*$"},
         "example": "1",
     },
+    # In the query, where the body cannot say it.
+    "?model": {"name": "model", "in": "query", "schema": {"type": "string"}, "example": "efficientnet-lite0"},
+    "?version": {"name": "version", "in": "query", "schema": {"type": "string", "pattern": "^[1-9][0-9]*$"}},
+    "job": {"in": "path", "required": True, "schema": {"type": "string"}},
+    "webhook": {
+        "in": "query",
+        "description": "An https URL that is told when the job has ended; of a host that the operator allows.",
+        "schema": {"type": "string", "format": "uri"},
+    },
+    "before": {"in": "query", "description": "The id of a job: list older ones.", "schema": {"type": "string"}},
+    "limit": {
+        "in": "query",
+        "description": "How many to list.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
+    },
+    "Idempotency-Key": {
+        "in": "header",
+        "description": "The same key and request again are the same job, and no second one.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    },
+    "Prefer": {
+        "in": "header",
+        "description": "respond-async: make a job of it, and answer 202 with its place (RFC 7240).",
+        "schema": {"type": "string"},
+        "example": "respond-async",
+    },
     "top_k": {
         "in": "query",
         "description": "How many labels of a photo to return.",
@@ -55,7 +81,10 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """What a resource says of its one operation: `request` and `response` are the types on the wire."""
+    """What a resource says of what it does: `request` and `response` are the types on the wire.
+
+    A resource has one `operation`, or `operations` by their methods.
+    """
 
     response: Any
     request: Any = None
@@ -70,14 +99,22 @@ class Operation(msgspec.Struct, frozen=True):
     refusal: Any = None
     # 503 with the same body as 200, as a health check answers.
     unready: bool = False
+    # Of success: its status, and its media type where that is not JSON.
+    status: int = 200
+    media: str = "application/json"
+    # The type of a body of 202, where what was asked for can be done later.
+    also_accepts: Any = None
+    # Where the docstring of the resource does not say it.
+    summary: str = ""
 
 
 def describe(routes: Sequence[Route], *, needs_tokens: bool) -> dict[str, Any]:
     """The OpenAPI document of `routes`, whose resources have an `operation`."""
     types = [OipError, Problem]
-    for _, resource, _ in routes:
-        operation: Operation = resource.operation
-        types += [kind for kind in (operation.request, operation.response, operation.refusal) if kind is not None]
+    for route in routes:
+        for operation in _operations(route.resource).values():
+            kinds = (operation.request, operation.response, operation.refusal, operation.also_accepts)
+            types += [kind for kind in kinds if kind is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=REF)
     by_type = dict(zip(map(str, types), schemas, strict=True))
     for component in components.values():
@@ -99,46 +136,63 @@ def _security_schemes(routes: Sequence[Route]) -> dict[str, Any]:
     """Access tokens; and how to get one, where that is up to us."""
     if TOKEN_PATH not in (route.path for route in routes):
         return {"securitySchemes": {SECURITY: {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}}
-    scopes = {route.scope: "" for route in routes if route.scope}
+    scopes = {route.scope.removesuffix(":*"): "" for route in routes if route.scope}
     flow = {"tokenUrl": TOKEN_PATH, "scopes": scopes}
     return {"securitySchemes": {SECURITY: {"type": "oauth2", "flows": {"clientCredentials": flow}}}}
 
 
+def _operations(resource: Any) -> dict[str, Operation]:
+    """What a resource does, by method."""
+    if hasattr(resource, "operations"):
+        return dict(resource.operations)
+    return {"post" if hasattr(resource, "on_post") else "get": resource.operation}
+
+
 def _path_item(route: Route, schemas: Mapping[str, Any], *, needs_tokens: bool) -> dict[str, Any]:
+    return {
+        method: _described(method, operation, route, schemas, needs_tokens=needs_tokens)
+        for method, operation in _operations(route.resource).items()
+    }
+
+
+def _described(
+    method: str, operation: Operation, route: Route, schemas: Mapping[str, Any], *, needs_tokens: bool
+) -> dict[str, Any]:
     path, resource, scope = route
-    operation: Operation = resource.operation
-    method = "post" if hasattr(resource, "on_post") else "get"
     names = (*re.findall(r"{(\w+)}", path), *operation.parameters)
     item: dict[str, Any] = {
-        "summary": resource.__doc__.split("\n")[0],
+        "summary": operation.summary or resource.__doc__.split("\n")[0],
         "operationId": method + re.sub(r"\W+", "_", path),
-        "parameters": [{"name": name, **PARAMETERS[name]} for name in names],
+        "parameters": [{"name": name} | PARAMETERS[name] for name in names],
         "responses": _responses(path, operation, schemas, ACCESS_ERRORS if needs_tokens and scope else ()),
     }
     if needs_tokens:
-        item["security"] = [{SECURITY: [scope]}] if scope else []
+        item["security"] = [{SECURITY: [scope.removesuffix(":*")]}] if scope else []
     if operation.form:
         item["requestBody"] = {"required": True, "content": {operation.form: {}}}
     elif method == "post":
         json = {"schema": schemas[str(operation.request)]}
         content = {"application/json": json} | {media: {} for media in operation.binary}
         item["requestBody"] = {"required": operation.request_required, "content": content}
-    return {method: item}
+    return item
 
 
 def _responses(
     path: str, operation: Operation, schemas: Mapping[str, Any], access_errors: tuple[int, ...]
 ) -> dict[str, Any]:
     error, media = (OipError, "application/json") if path.startswith("/v2") else (Problem, "application/problem+json")
-    success: dict[str, Any] = {"application/json": {"schema": schemas.get(str(operation.response), {})}}
+    success: dict[str, Any] = {operation.media: {"schema": schemas.get(str(operation.response), {})}}
     if "application/octet-stream" in operation.binary:
         success["application/octet-stream"] = {}
-    responses = {"200": {"description": "OK", "content": success}}
+    responses = {str(operation.status): {"description": HTTPStatus(operation.status).phrase, "content": success}}
     for status in sorted({*COMMON_ERRORS, *access_errors, *operation.errors}):
         content = {media: {"schema": schemas[str(error)]}}
         if operation.refusal and status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED):
             content["application/json"] = {"schema": schemas[str(operation.refusal)]}
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
+    if operation.also_accepts:
+        accepted = {"application/json": {"schema": schemas[str(operation.also_accepts)]}}
+        responses["202"] = {"description": HTTPStatus(202).phrase, "content": accepted}
     if operation.unready:
         responses["503"] = {"description": HTTPStatus(503).phrase, "content": success}
     return responses

@@ -1,4 +1,4 @@
-"""`make serve`: the API with a private Redis, for a machine without Docker and a user who is not root."""
+"""`make serve`: the API with a private Redis and a batch worker, without Docker and without root."""
 
 import contextlib
 import http.client
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from inference_core.settings import SettingsError, read_settings
@@ -27,9 +27,11 @@ def main() -> int | str:
     except SettingsError as error:
         return f"tiercel: {error}"  # sys.exit prints a string and exits with 1
     with tempfile.TemporaryDirectory(prefix="tiercel-") as folder, _redis(Path(folder) / "redis.sock"):
+        url = f"unix://{folder}/redis.sock"
+        jobs = {"TIERCEL_QUEUE_URL": url, "TIERCEL_JOBS_DIR": f"{folder}/jobs"}
+        environ = {"TIERCEL_CACHE_URL": url} | jobs | os.environ
         command = [sys.executable, "-m", "gunicorn", "-c", "python:inference_api.gunicorn_conf"]
-        environ = {"TIERCEL_CACHE_URL": f"unix://{folder}/redis.sock"} | os.environ
-        with subprocess.Popen(command, env=environ) as server:
+        with _batch_worker(environ), subprocess.Popen(command, env=environ) as server:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda number, frame: server.send_signal(number))
             if _is_ready(bind, server):
@@ -60,6 +62,18 @@ def _redis(path: Path) -> Iterator[None]:
             yield
         finally:
             redis.terminate()
+
+
+@contextlib.contextmanager
+def _batch_worker(environ: Mapping[str, str]) -> Iterator[None]:
+    # A process group of its own: Ctrl-C is for the API, whose end is this one's. PERF: not a session, between which the
+    # kernel (autogroup, sched(7)) would share the CPUs evenly.
+    command = [sys.executable, "-m", "batch_worker.main"]
+    with subprocess.Popen(command, env=environ, process_group=0) as worker:
+        try:
+            yield
+        finally:
+            worker.terminate()
 
 
 def _redis_program() -> str:

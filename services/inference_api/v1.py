@@ -5,6 +5,7 @@ from typing import Any
 import falcon
 import msgspec
 
+from inference_api import jobs
 from inference_api.openapi import TIMED_ERRORS, Operation
 from inference_api.requests import (
     UNSPECIFIED,
@@ -90,8 +91,9 @@ class PredictResource(Resource):
         request_required=True,
         response=PredictResponse,
         binary=MEDIA_TYPES,
-        parameters=("top_k", "X-Request-Timeout-Ms", "Cache-Control"),
-        errors=TIMED_ERRORS,
+        parameters=("top_k", "X-Request-Timeout-Ms", "Cache-Control", "Prefer", "Idempotency-Key"),
+        errors=(*TIMED_ERRORS, 409, 422),
+        also_accepts=jobs.JobDescription,
     )
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
@@ -100,11 +102,16 @@ class PredictResource(Resource):
         image = _image_input(req, served.manifest)
         top_k = _top_k(req, served.manifest)
         body = read_body(req, self._services.settings.max_body_bytes) if image else read_json_body(req, self._services)
+        if not image:
+            _check_no_photo(body, served.manifest)
+        if "HTTP_PREFER" in req.env and jobs.prefers_async(req, self._services):
+            resp.set_header("Preference-Applied", "respond-async")
+            jobs.accept_prediction(req, resp, self._services, model, version, top_k, body, photo=image is not None)
+            return
         with watch(req, self._services) as in_flight:
             if image:
                 question, photos = self._photo(body, served, image), True
             else:
-                _check_no_photo(body, served.manifest)
                 question, photos = self._instances(body, served, in_flight)
             arrays = predict(req, resp, self._services, question, in_flight)
         predictions = (

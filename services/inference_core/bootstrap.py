@@ -2,10 +2,12 @@
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from inference_core.cache import PredictionCache
+from inference_core.jobs import JobStore
 from inference_core.model import load_model
 from inference_core.predictor import Predictor
 from inference_core.quotas import Quotas
@@ -17,6 +19,12 @@ from inference_core.store import open_store
 from inference_core.thread_plan import granted_cpus, make_plan
 from inference_core.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from inference_core.job_queue import JobQueue
+
+# A job is kept before the queue is told, and does not depend on it.
+QUEUE_TIMEOUT_SECONDS = 1.0
+
 
 class Services(msgspec.Struct, frozen=True):
     settings: Settings
@@ -25,6 +33,13 @@ class Services(msgspec.Struct, frozen=True):
     predictor: Predictor
     watchdog: Watchdog
     quotas: Quotas
+    # None where jobs are not taken.
+    jobs: "Jobs | None" = None
+
+
+class Jobs(NamedTuple):
+    store: JobStore
+    queue: "JobQueue"
 
 
 def bootstrap(settings: Settings) -> Services:
@@ -40,7 +55,17 @@ def bootstrap(settings: Settings) -> Services:
     quotas = Quotas(store, workers=lambda: len(state.progress()))
     rollout.start()
     watchdog.start()
-    return Services(settings, repository, rollout, Predictor(cache), watchdog, quotas)
+    return Services(settings, repository, rollout, Predictor(cache), watchdog, quotas, _jobs(settings))
+
+
+def _jobs(settings: Settings) -> Jobs | None:
+    if not settings.jobs_dir or not settings.queue_url:
+        return None
+    # PERF: RQ takes a third of a server's start, and is not needed without jobs.
+    from inference_core.job_queue import open_queue  # noqa: PLC0415
+
+    queue = open_queue(settings.queue_url, read_secret(settings.queue_password_file), QUEUE_TIMEOUT_SECONDS)
+    return Jobs(JobStore(Path(settings.jobs_dir), settings.max_jobs, settings.max_jobs_bytes), queue)
 
 
 def prepare(settings: Settings) -> None:

@@ -9,6 +9,9 @@ TiercelError
 ├── Unauthenticated         nobody knows who asks
 ├── Forbidden               the caller may not do this
 ├── NotFound                no such model or version
+├── Conflict                the same is being done at the moment
+├── Mismatch                what was sent contradicts what was sent before
+├── TooManyJobs             the caller has as many jobs as it may
 ├── QuotaExceeded           the caller has asked for more than its quota
 ├── Unavailable             the model or the server cannot answer now
 ├── DeadlineExceeded        the caller's deadline passed
@@ -70,6 +73,18 @@ class Forbidden(TiercelError):
 
 
 class NotFound(TiercelError):
+    pass
+
+
+class Conflict(TiercelError):
+    pass
+
+
+class Mismatch(TiercelError):
+    pass
+
+
+class TooManyJobs(TiercelError):
     pass
 
 

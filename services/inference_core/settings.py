@@ -15,6 +15,8 @@ from inference_core.errors import in_plain_words
 from inference_core.policy import Quota
 
 PREFIX = "TIERCEL_"
+# Of who asks, see command_line/jobs.py: they may be set in the shell that a server is started from.
+OF_CLIENTS = {"TIERCEL_URL", "TIERCEL_TOKEN"}
 ALGORITHM = "(ES256|EdDSA|RS256)"
 
 PORT = r"(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[0-9]{1,4})"
@@ -73,6 +75,21 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # The Redis that keeps batch jobs; empty: there are none.
     queue_url: RedisUrl = ""
     queue_password_file: str = ""
+    # Where API and workers keep jobs; empty: there are none.
+    jobs_dir: str = ""
+    max_job_bytes: Positive = 32 << 20
+    max_job_rows: Positive = 100_000
+    # Of one client, those that have not ended.
+    max_jobs: Positive = 100
+    # Of all jobs together, on disk.
+    max_jobs_bytes: Positive = 4 << 30
+    # Hosts that may be told of the end of a job, with commas between them; and what signs it.
+    webhook_hosts: str = ""
+    webhook_secret_file: str = ""
+    # Whether these hosts may have addresses that are not public.
+    webhook_private: bool = False
+    jobs_keep_seconds: Seconds = 86400
+    jobs_keep_failed_seconds: Annotated[float, msgspec.Meta(ge=0, le=30 * 86400)] = 7 * 86400
     request_timeout_ms: Positive = 5000
     # How long a request may wait for its turn, once more arrive than can be answered; llhttp only.
     max_queue_ms: Positive = 500
@@ -86,13 +103,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
+    def largest_body_bytes(self) -> int:
+        """What a worker must be able to take; each route has its own bound."""
+        return max(self.max_body_bytes, self.max_job_bytes if self.jobs_dir else 0)
+
+    @property
     def quota(self) -> Quota | None:
         return Quota(self.quota_requests, self.quota_seconds) if self.quota_requests else None
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """The settings in `environ`; SettingsError names a variable that is unknown or whose value does not fit."""
-    values = {key.removeprefix(PREFIX).lower(): value for key, value in environ.items() if key.startswith(PREFIX)}
+    ours = {key for key in environ if key.startswith(PREFIX)} - OF_CLIENTS
+    values = {key.removeprefix(PREFIX).lower(): environ[key] for key in ours}
     unknown = values.keys() - set(Settings.__struct_fields__)
     if unknown:
         raise SettingsError(f"{variable(min(unknown))}: no such setting; .env.example lists them all")

@@ -128,7 +128,7 @@ def bearer(*scopes: str, **claims: Any) -> str:
 def test_every_route_has_a_scope(client: Guarded) -> None:
     """And nothing is public that is not on this list."""
     assert {route.path for route in client.routes() if route.scope == PUBLIC} == PUBLIC_PATHS
-    assert {route.scope for route in client.routes()} <= {PUBLIC, *SCOPES}
+    assert {route.scope.removesuffix(":*") for route in client.routes()} <= {PUBLIC, *SCOPES}
     assert {route.path for route in client.routes()} >= set(client.document["paths"])
 
 
@@ -139,6 +139,8 @@ def test_what_changes_something_is_for_those_who_may(client: Guarded) -> None:
             assert route.scope == "models:admin"
         if re.search("(infer|:predict)$", route.path):
             assert route.scope == "predict"
+        if route.path.startswith("/v1/jobs"):
+            assert route.scope == "jobs:*", "whose resource asks for the model's"
 
 
 def others(scope: str) -> list[str]:
@@ -146,20 +148,23 @@ def others(scope: str) -> list[str]:
     return [each for known in SCOPES if known != scope for each in (known, f"{known}:scale")]
 
 
-# What a request for a route with this scope brings, and whether it may pass if the route is about a model or not.
-CREDENTIALS: dict[str, tuple[Any, bool, bool]] = {
-    "no token": (lambda scope: None, False, False),
-    "an expired token": (lambda scope: bearer(*SCOPES, exp=1), False, False),
-    "a token without scopes": (lambda scope: bearer(), False, False),
-    "a token with all other scopes": (lambda scope: bearer(*others(scope)), False, False),
-    "a token with the scope": (bearer, True, True),
-    "a token with the scope for this model": (lambda scope: bearer(f"{scope}:scale"), True, False),
+# What a request for a route with this scope brings, and whether it may pass if the route is about a model, about none,
+# or about one that only its resource will know.
+CREDENTIALS: dict[str, tuple[Any, bool, bool, bool]] = {
+    "no token": (lambda scope: None, False, False, False),
+    "an expired token": (lambda scope: bearer(*SCOPES, exp=1), False, False, False),
+    "a token without scopes": (lambda scope: bearer(), False, False, False),
+    "a token with all other scopes": (lambda scope: bearer(*others(scope)), False, False, False),
+    "a token with what the scope begins with": (lambda scope: bearer(scope[:-1], f"{scope}x"), False, False, False),
+    "a token with the scope": (bearer, True, True, True),
+    "a token with the scope for this model": (lambda scope: bearer(f"{scope}:scale"), True, False, True),
     "a token with the scope for another model": (
         lambda scope: bearer(f"{scope}:other", f"{scope}:SCALE"),
         False,
         False,
+        True,
     ),
-    "a token with all scopes": (lambda scope: bearer(*SCOPES), True, True),
+    "a token with all scopes": (lambda scope: bearer(*SCOPES), True, True, True),
 }
 
 
@@ -167,12 +172,13 @@ CREDENTIALS: dict[str, tuple[Any, bool, bool]] = {
 @pytest.mark.parametrize("what", CREDENTIALS)
 def test_a_request_passes_if_it_may_and_only_then(client: Guarded, what: str) -> None:
     """Each route with each method; what is refused reaches no resource, and what passes is answered otherwise."""
-    credential, if_about_a_model, if_not = CREDENTIALS[what]
+    credential, if_about_a_model, if_not, if_about_any = CREDENTIALS[what]
     wrong = []
     for route, method in itertools.product(client.routes(), METHODS):
-        may_pass = route.scope == PUBLIC or (if_about_a_model if "{model}" in route.path else if_not)
+        by_scope = if_about_any if route.scope.endswith(":*") else if_not
+        may_pass = route.scope == PUBLIC or (if_about_a_model if "{model}" in route.path else by_scope)
         path = re.sub(r"{(?!model)\w+}", "7", route.path).replace("{model}", "scale")
-        given = credential(route.scope)
+        given = credential(route.scope.removesuffix(":*"))
         fields = {"Authorization": given} if given else {}
         client.reached.clear()
         # Nothing that would be done: neither JSON nor a form.
@@ -244,7 +250,8 @@ def test_the_document_says_what_needs_which_scope(client: Guarded) -> None:
         for path, item in client.document["paths"].items()
         for operation in item.values()
     }
-    assert needed == {route.path: [route.scope] if route.scope else [] for route in client.routes()}
+    scopes = {route.path: route.scope.removesuffix(":*") for route in client.routes()}
+    assert needed == {path: [scope] if scope else [] for path, scope in scopes.items()}
 
 
 # Refusals, in the words of RFC 6750.

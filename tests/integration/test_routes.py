@@ -45,8 +45,9 @@ def digest(client: Client, model: str) -> str:
 
 
 def test_every_get_of_the_document_is_tested(client: Client) -> None:
-    """The list of this file is that of the document."""
-    templates = {path for path, item in client.document["paths"].items() if "get" in item}
+    """The list of this file is that of the document, but for jobs, which have tests of their own."""
+    gets = {path for path, item in client.document["paths"].items() if "get" in item}
+    templates = {path for path in gets if not path.startswith("/v1/jobs")}
     assert {path.replace("scale", "{model}").replace("versions/1", "versions/{version}") for path in GETS} == templates
 
 

@@ -49,11 +49,30 @@ def test_the_command_that_it_prints_classifies_a_real_photo(served: subprocess.P
     started = children(served.pid)
     names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in started}
     assert "redis-server" in names, "the private Redis runs"
+    assert any("batch_worker.main" in Path(f"/proc/{pid}/cmdline").read_text() for pid in started), "so do jobs"
+    check_jobs(matched[1])
     served.send_signal(signal.SIGINT)
     assert served.wait(20) == 0
     wait_until(
         lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), "everything that it started has ended"
     )
+
+
+def check_jobs(address: str) -> None:
+    """They are taken and done."""
+
+    def ask(method: str, path: str, body: bytes | None = None) -> bytes:
+        connection = http.client.HTTPConnection(address, timeout=10)
+        connection.request(method, path, body, {"Content-Type": "application/x-ndjson"})
+        answer = connection.getresponse().read()
+        connection.close()
+        return answer
+
+    rows = json.loads((ROOT / "models/breast-cancer/examples/instances.json").read_text())["instances"]
+    body = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    path = f"/v1/jobs/{json.loads(ask('POST', '/v1/jobs?model=breast-cancer', body))['id']}"
+    wait_until(lambda: json.loads(ask("GET", path))["status"] == "succeeded", "the job is done")
+    assert [json.loads(line)["index"] for line in ask("GET", f"{path}/results").splitlines()] == [0, 1]
 
 
 def test_a_setting_that_does_not_fit_stops_it_with_its_name() -> None:

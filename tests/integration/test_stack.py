@@ -186,6 +186,12 @@ def test_the_issuer_is_named_as_clients_reach_it(stack: Stack) -> None:
     assert described["issuer"] == f"https://localhost:{stack.ports['EDGE_HTTPS_PORT']}"
 
 
+def test_a_job_is_worked_on(stack: Stack) -> None:
+    job = stack.request("POST", "/v1/jobs", INSTANCES.replace(b"{", b'{"model": "breast-cancer", ', 1)).json()["id"]
+    wait_until(lambda: stack.request("GET", f"/v1/jobs/{job}").json()["status"] == "succeeded", "the job ends")
+    assert b'"prediction"' in stack.request("GET", f"/v1/jobs/{job}/results").body
+
+
 def test_clear_text_is_told_where_to_go(stack: Stack) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", stack.ports["EDGE_HTTP_PORT"], timeout=10)
     connection.request("GET", "/v2", headers={"Host": "localhost"})

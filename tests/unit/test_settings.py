@@ -6,7 +6,15 @@ import pytest
 import yaml
 from native.configuration import DEFAULTS, _places, read_environment
 
-from inference_core.settings import Settings, SettingsError, check_access, read_secret, read_settings, variable
+from inference_core.settings import (
+    OF_CLIENTS,
+    Settings,
+    SettingsError,
+    check_access,
+    read_secret,
+    read_settings,
+    variable,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +38,7 @@ EXAMPLE = _example()
 def test_no_variables_mean_the_defaults() -> None:
     """An empty environment gives the defaults, and variables of other programs are none of our business."""
     assert read_settings({}) == read_settings({"PATH": "/bin", "NOT_TIERCEL_BIND": "x"}) == Settings()
+    assert read_settings({"TIERCEL_URL": "https://localhost:8443", "TIERCEL_TOKEN": "x"}) == Settings(), "of clients"
 
 
 @pytest.mark.parametrize(
@@ -50,6 +59,14 @@ def test_no_variables_mean_the_defaults() -> None:
         ("TIERCEL_DRAIN_SECONDS", "86400", 86400),
         ("TIERCEL_MAX_JSON_DEPTH", "500", 500),
         ("TIERCEL_REQUEST_TIMEOUT_MS", "1", 1),
+        ("TIERCEL_JOBS_DIR", "/var/lib/tiercel/jobs", "/var/lib/tiercel/jobs"),
+        ("TIERCEL_MAX_JOB_BYTES", "1", 1),
+        ("TIERCEL_MAX_JOB_ROWS", "1", 1),
+        ("TIERCEL_MAX_JOBS", "1", 1),
+        ("TIERCEL_MAX_JOBS_BYTES", "1", 1),
+        ("TIERCEL_WEBHOOK_PRIVATE", "true", True),
+        ("TIERCEL_JOBS_KEEP_SECONDS", "86400", 86400),
+        ("TIERCEL_JOBS_KEEP_FAILED_SECONDS", "2592000", 2592000),
     ],
 )
 def test_a_variable_sets_its_setting(name: str, text: str, value: object) -> None:
@@ -78,6 +95,14 @@ def test_a_variable_sets_its_setting(name: str, text: str, value: object) -> Non
         ("TIERCEL_AUTH_TOKEN_SECONDS", "86401"),
         ("TIERCEL_WORKER_CLASS", "gevent"),
         ("TIERCEL_WORKERS", "-1"),
+        ("TIERCEL_MAX_JOB_BYTES", "0"),
+        ("TIERCEL_MAX_JOB_ROWS", "0"),
+        ("TIERCEL_MAX_JOBS", "0"),
+        ("TIERCEL_MAX_JOBS_BYTES", "0"),
+        ("TIERCEL_WEBHOOK_PRIVATE", "maybe"),
+        ("TIERCEL_JOBS_KEEP_SECONDS", "86401"),
+        ("TIERCEL_JOBS_KEEP_SECONDS", "-1"),
+        ("TIERCEL_JOBS_KEEP_FAILED_SECONDS", "2592001"),
         ("TIERCEL_WORKERS", "two"),
         ("TIERCEL_WORKERS", ""),
         ("TIERCEL_INTRA_OP_THREADS", "1.5"),
@@ -272,7 +297,20 @@ def test_the_edge_has_the_same_defaults() -> None:
 
 def test_the_sources_read_no_other_variables() -> None:
     """No module of the services names a TIERCEL_ variable that is no setting."""
-    known = {variable(name) for name in Settings.__struct_fields__}
+    known = {variable(name) for name in Settings.__struct_fields__} | OF_CLIENTS
     for path in (ROOT / "services").rglob("*.py"):
         found = set(re.findall(r"TIERCEL_[A-Z_]*[A-Z]", path.read_text()))
         assert found <= known, path
+
+
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        (Settings(max_body_bytes=2, max_job_bytes=3), 2),
+        (Settings(max_body_bytes=2, max_job_bytes=3, jobs_dir="jobs"), 3),
+        (Settings(max_body_bytes=4, max_job_bytes=3, jobs_dir="jobs"), 4),
+    ],
+)
+def test_a_worker_takes_what_the_most_generous_route_does(settings: Settings, largest: int) -> None:
+    """No more where there are no jobs."""
+    assert settings.largest_body_bytes == largest

@@ -47,7 +47,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
 
     def _prepare(self) -> None:
         settings = read_settings(os.environ)
-        self._limits = Limits(settings.max_body_bytes, self.cfg.keepalive)
+        self._limits = Limits(settings.largest_body_bytes, self.cfg.keepalive)
         self._drain_seconds = settings.drain_seconds
         self._waits: Callable[[Environ], bool] = getattr(self.wsgi, "waits", lambda environ: False)
         self._connections: dict[int, Connection] = {}

@@ -8,7 +8,8 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from traceback import format_exception
 from types import FrameType, TracebackType
 from typing import Any
@@ -44,7 +45,7 @@ class MeinheldWorker(gmeinheld.MeinheldWorker):  # type: ignore[misc]  # meinhel
     def run(self) -> None:
         settings = read_settings(os.environ)
         self._drain_seconds = settings.drain_seconds
-        body_bytes = settings.max_body_bytes + BODY_SLACK_BYTES
+        body_bytes = settings.largest_body_bytes + BODY_SLACK_BYTES
         server.set_keepalive(self.cfg.keepalive)
         server.set_picoev_max_fd(MAX_FDS)  # a file descriptor beyond it is never served again
         server.set_max_content_length(body_bytes)
@@ -53,7 +54,7 @@ class MeinheldWorker(gmeinheld.MeinheldWorker):  # type: ignore[misc]  # meinhel
         server.set_listen_socket([listener.fileno() for listener in self.sockets])
         self.notify()
         try:
-            server.run(Guard(self.wsgi))
+            server.run(Guard(self.wsgi, self.notify))
         except KeyboardInterrupt:
             return
 
@@ -99,10 +100,14 @@ class ErrorLog:
 
 
 class Guard:
-    """Keeps from the application what meinheld's parser lets through, and from the wire what it does not check."""
+    """Keeps from the application what meinheld's parser lets through, and from the wire what it does not check.
 
-    def __init__(self, app: WsgiApp) -> None:
+    `beat` is called while an answer is written that takes long.
+    """
+
+    def __init__(self, app: WsgiApp, beat: Callable[[], None]) -> None:
         self._app = app
+        self._beat = beat
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -119,26 +124,33 @@ class Guard:
             return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
 
         result = self._app(environ, start_checked)
-        if isinstance(result, list) and sum(map(len, result)) > LARGE_BYTES:
-            status, headers = started[-1]
-            _send_large(environ["meinheld.client"], status, headers, b"".join(result))
-            return []
-        return result
+        if isinstance(result, list) and sum(map(len, result)) <= LARGE_BYTES:
+            return result
+        status, headers = started[-1]
+        _send_large(environ["meinheld.client"], status, headers, result, self._beat)
+        if hasattr(result, "close"):
+            result.close()
+        return []
 
 
-def _send_large(client: Any, status: str, headers: Headers, body: bytes) -> None:
-    """Put an answer on the wire that the socket may not take at once.
+def _send_large(client: Any, status: str, headers: Headers, body: Iterable[bytes], beat: Callable[[], None]) -> None:
+    """Put an answer on the wire that the socket may not take at once, or that is made piece by piece.
 
     meinheld would stall on it, or append a page of its own (500) to it, which the next reader of the connection would
     take for its answer. The connection ends here, and the worker waits for the client: NGINX takes all at once.
     """
     fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    rest = memoryview(f"HTTP/1.1 {status}\r\n{fields}Connection: close\r\n\r\n".encode("latin-1") + body)
+    head = f"HTTP/1.1 {status}\r\n{fields}Connection: close\r\n\r\n".encode("latin-1")
     writable = select.poll()
     writable.register(client.get_fd(), select.POLLOUT)
     try:
-        while rest and writable.poll(LARGE_WAIT_MS):
-            rest = rest[os.write(client.get_fd(), rest) :]
+        for piece in chain([head], body):
+            rest = memoryview(piece)
+            while rest and writable.poll(LARGE_WAIT_MS):
+                rest = rest[os.write(client.get_fd(), rest) :]
+            if rest:  # the client takes nothing any more
+                break
+            beat()
         with socket.fromfd(client.get_fd(), socket.AF_INET, socket.SOCK_STREAM) as connection:
             connection.shutdown(socket.SHUT_RDWR)
     except OSError:  # the client has gone
