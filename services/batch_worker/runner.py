@@ -5,6 +5,7 @@ what the last one left half written, and goes on with the row after. So every ro
 dies.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -121,17 +122,21 @@ class Runner:
             done, errors = stored.resume()
             progress.set(done, errors)
             for batch in _batches(rows(done), model):
-                if self._is_stopping() or stored.is_cancelled():
-                    raise Stopped
-                self._beat()
-                lines = self._predicted(model, job, batch)
+                lines = self._predicted(model, job, batch, functools.partial(self._pause, stored))
                 results.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
                 results.flush()
                 progress.add(len(lines), sum(line.error is not None for line in lines))
             os.fsync(results.fileno())
 
-    def _predicted(self, model: Model, job: Job, batch: list[Row]) -> list[Result]:
+    def _pause(self, stored: StoredJob) -> None:
+        """Stopped if that is what somebody wants; else a sign of life."""
+        if self._is_stopping() or stored.is_cancelled():
+            raise Stopped
+        self._beat()
+
+    def _predicted(self, model: Model, job: Job, batch: list[Row], pause: Callable[[], None]) -> list[Result]:
         """A result for each row. If one spoils the batch the halves are tried, down to the row that does."""
+        pause()
         try:
             with self._watchdog.watch(time.monotonic() + MAX_BATCH_SECONDS, lambda hung: None) as call:
                 predictions = self._predict(model, job, batch, call)
@@ -140,9 +145,9 @@ class Runner:
                 raise InferenceFailed(f"model {name}: expected {len(batch)} rows, got {len(predictions)}")
         except (InvalidInput, InferenceFailed, DeadlineExceeded) as error:
             if len(batch) > 1:
-                middle = len(batch) // 2
-                return self._predicted(model, job, batch[:middle]) + self._predicted(model, job, batch[middle:])
-            return [Result(batch[0].index, batch[0].name, error=str(error))]
+                halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+                return [line for half in halves for line in self._predicted(model, job, half, pause)]
+            return [Result(batch[0].index, batch[0].name, error=_told(error, job, batch[0]))]
         return [Result(row.index, row.name, prediction) for row, prediction in zip(batch, predictions, strict=True)]
 
     def _predict(self, model: Model, job: Job, batch: list[Row], call: InFlight) -> list[Any]:
@@ -184,6 +189,14 @@ def _batches(rows: Iterator[Row], model: Model) -> Iterator[list[Row]]:
     size = min(model.manifest.max_batch_size, max(1, int(BATCH_SECONDS / max(model.seconds, 1e-6))))
     while batch := list(islice(rows, size)):
         yield batch
+
+
+def _told(error: TiercelError, job: Job, row: Row) -> str:
+    """What is wrong with a row. What the runtime says of itself is for us to read."""
+    if not isinstance(error, InferenceFailed):
+        return str(error)
+    log.error("inference failed", job=job.id, row=row.index, reason=str(error))
+    return f"the inference failed, as logged under job {job.id}"
 
 
 def _queued(state: State, **changes: Any) -> State:

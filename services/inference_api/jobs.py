@@ -1,11 +1,8 @@
 """Batch jobs: hand over many rows, come back for the results. `/v1/jobs` is its maker's alone."""
 
-import base64
 import hashlib
-import io
 import re
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,21 +11,18 @@ from urllib.parse import urlsplit
 import falcon
 import msgspec
 
+from inference_api import submissions
 from inference_api.authorisation import authorise, subject
 from inference_api.openapi import Operation
-from inference_api.requests import UNSPECIFIED, media_type, read_body, whole_number
+from inference_api.requests import count_job, media_type, read_body, whole_number
+from inference_api.submissions import JSON_LINES, ZIP, Submission
 from inference_api.v2 import Resource, send
-from inference_core import bodies
 from inference_core.bootstrap import Services
-from inference_core.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge, UnsupportedMedia
+from inference_core.errors import Conflict, InvalidInput, NotFound, UnsupportedMedia
 from inference_core.instances import ModelIdentity
-from inference_core.jobs import ENDED, Job, JobStore, Kind, State, StoredJob, new_id, owner_of, photos_in
-from inference_core.manifest import Version
+from inference_core.jobs import ENDED, Job, JobStore, State, StoredJob, new_id, owner_of
 from inference_core.model import Model
 
-JSON_LINES, ZIP = "application/x-ndjson", "application/zip"
-# How an entry of a ZIP's directory begins.
-ZIP_ENTRY = b"PK\x01\x02"
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 DEFAULT_TOP_K = 5
 PAGE, MAX_PAGE = 20, 100
@@ -36,18 +30,6 @@ PIECE_BYTES = 64 << 10
 URL = re.compile(r"[\x21-\x7e]{1,2048}")
 # How long a client may wait until it asks again, in seconds.
 ASK_AGAIN = "1"
-
-
-class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
-    model: str
-    instances: list[msgspec.Raw]
-    version: Version | None = None
-    top_k: int | None = None
-    webhook: str | None = None
-
-
-class PredictRequest(msgspec.Struct):
-    instances: list[msgspec.Raw]
 
 
 class JobDescription(msgspec.Struct):
@@ -82,7 +64,7 @@ class JobsResource(Resource):
             "post",
             Operation(
                 summary="Hand over rows to predict for: JSON, JSON Lines, or photos in a ZIP file.",
-                request=JobRequest,
+                request=submissions.JobRequest,
                 request_required=True,
                 response=JobDescription,
                 status=202,
@@ -104,19 +86,7 @@ class JobsResource(Resource):
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         body = read_body(req, self._services.settings.max_job_bytes)
-        kind = media_type(req)
-        if kind == "application/json" or kind in UNSPECIFIED:
-            submission = _from_json(body, self._services)
-        elif kind in (JSON_LINES, ZIP):
-            submission = _from_lines(body) if kind == JSON_LINES else _from_zip(body, self._services)
-            submission.name = req.get_param("model", required=True)
-            submission.version = req.get_param("version")
-            submission.webhook = req.get_param("webhook")
-            top_k = req.get_param("top_k")
-            submission.top_k = None if top_k is None else whole_number("top_k", top_k, 1)
-        else:
-            raise UnsupportedMedia(f"Content-Type: expected application/json, {JSON_LINES} or {ZIP}, got {kind}")
-        accept(req, resp, self._services, submission, body)
+        accept(req, resp, self._services, submissions.read(req, body, self._services.settings), body)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         count = whole_number("limit", req.get_param("limit", default=str(PAGE)), 1, MAX_PAGE)
@@ -172,16 +142,6 @@ class JobResultsResource(Resource):
     on_head = on_get
 
 
-class Submission(msgspec.Struct):
-    kind: Kind
-    rows: list[bytes]
-    count: int
-    name: str = ""
-    version: str | None = None
-    top_k: int | None = None
-    webhook: str | None = None
-
-
 def accept(req: falcon.Request, resp: falcon.Response, services: Services, submission: Submission, body: bytes) -> None:
     """Keep a job and say where it is: 202, or what the Idempotency-Key stands for already."""
     authorise(req.env, "jobs", submission.name)
@@ -191,6 +151,7 @@ def accept(req: falcon.Request, resp: falcon.Response, services: Services, submi
     stored = store.find(owner, key, asked) if key else None
     if stored is None:
         job = _job(req, services, submission, owner)
+        count_job(req, resp, services)
         stored, is_new = store.submit(job, submission.rows, key, asked)
         if is_new and services.jobs:
             services.jobs.queue.enqueue(job.owner, job.id)
@@ -238,54 +199,8 @@ def accept_prediction(
     photo: bool,
 ) -> None:
     """Make a job of what was asked of `:predict`: one row for each instance, or one for the photo."""
-    instances = [_encoded(body)] if photo else bodies.decode_json(body, PredictRequest).instances
-    rows = [_line(row) for row in instances]
+    rows = submissions.rows_of_photo(body) if photo else submissions.rows_of_instances(body)
     accept(req, resp, services, Submission("instances", rows, len(rows), model, version, top_k or None), body)
-
-
-def _line(value: "bytes | msgspec.Raw") -> bytes:
-    """A line break inside a value of JSON is white space."""
-    return bytes(value).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
-
-
-def _encoded(photo: bytes) -> bytes:
-    return msgspec.json.encode({"b64": base64.b64encode(photo).decode()})
-
-
-def _from_json(body: bytes, services: Services) -> Submission:
-    bodies.check_nesting(body, services.settings.max_json_depth)
-    request = bodies.decode_json(body, JobRequest)
-    rows = [_line(row) for row in request.instances]
-    return Submission("instances", rows, len(rows), request.model, request.version, request.top_k, request.webhook)
-
-
-def _from_lines(body: bytes) -> Submission:
-    """What is wrong with a line is the line's result; empty ones are none."""
-    rows = [line.strip() + b"\n" for line in body.split(b"\n") if line.strip()]
-    return Submission("instances", rows, len(rows))
-
-
-def _from_zip(body: bytes, services: Services) -> Submission:
-    """SECURITY: nothing is unpacked here, and no more than its directory promises later."""
-    settings = services.settings
-    # An entry costs ten times its bytes to list. Folders, and what macOS adds, are no rows: as many again.
-    if body.count(ZIP_ENTRY) > 2 * settings.max_job_rows:
-        raise PayloadTooLarge(
-            f"body: expected a ZIP of at most {2 * settings.max_job_rows} files and folders, got more"
-        )
-    try:
-        with zipfile.ZipFile(io.BytesIO(body)) as archive:
-            entries = list(photos_in(archive))
-    except Exception as error:  # zipfile has many for what is damaged, which are not all its own
-        raise InvalidInput(f"body: expected a ZIP file, got something else ({error})") from None
-    for entry in entries:
-        if entry.flag_bits & 1:
-            raise InvalidInput(f"file {entry.filename!r}: expected one that is not encrypted, got one that is")
-        if entry.file_size > settings.max_body_bytes:
-            raise PayloadTooLarge(
-                f"file {entry.filename!r}: expected at most {settings.max_body_bytes} bytes, got {entry.file_size}"
-            )
-    return Submission("photos", [body], len(entries))
 
 
 def _check(submission: Submission, model: Model, services: Services) -> None:

@@ -15,6 +15,7 @@ from inference_core.bootstrap import Services
 from inference_core.cache import Question
 from inference_core.errors import DeadlineExceeded, InvalidInput, UnsupportedMedia
 from inference_core.model import Model
+from inference_core.policy import Quota
 from inference_core.predictor import AS_USUAL, Caching
 from inference_core.tensors import Tensor
 from inference_core.watchdog import InFlight
@@ -85,8 +86,18 @@ def count(req: falcon.Request, resp: falcon.Response, services: Services, model:
     quota, name = services.settings.quota, "default"
     if model.policy.quota is not None:
         quota, name = model.policy.quota, model.manifest.name
+    _take(req, resp, services, name, quota)
+
+
+def count_job(req: falcon.Request, resp: falcon.Response, services: Services) -> None:
+    """Count a job that is about to be made, as `count`; what it asks for is not counted as predictions."""
+    _take(req, resp, services, "jobs", services.settings.job_quota)
+
+
+def _take(req: falcon.Request, resp: falcon.Response, services: Services, name: str, quota: Quota | None) -> None:
     if quota is not None:
-        resp.set_headers(rate_limit(services.quotas.take(subject(req.env) or client_address(req.env), name, quota)))
+        client = subject(req.env) or client_address(req.env)
+        resp.set_headers(rate_limit(services.quotas.take(client, name, quota)))
 
 
 def client_address(env: dict[str, str]) -> str:

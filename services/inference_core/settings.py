@@ -69,6 +69,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache_local_bytes: Count = 8 << 20
     # Predictions that a client may ask for in a time; 0: as many as it likes.
     quota_requests: Count = 0
+    # Jobs, in the same time.
+    quota_jobs: Count = 0
     quota_seconds: Annotated[int, msgspec.Meta(ge=1, le=86400)] = 60
     # How long a request waits for Redis at most, for each command.
     redis_timeout_ms: Positive = 50
@@ -110,6 +112,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def quota(self) -> Quota | None:
         return Quota(self.quota_requests, self.quota_seconds) if self.quota_requests else None
+
+    @property
+    def job_quota(self) -> Quota | None:
+        return Quota(self.quota_jobs, self.quota_seconds) if self.quota_jobs else None
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

@@ -442,6 +442,23 @@ def test_a_body_is_as_large_as_it_may_be_and_no_larger(
     assert stage.post("/v1/models/scale:predict", instances, Prefer="respond-async").status_code == 413
 
 
+def test_jobs_have_a_quota_of_their_own(limited: Callable[..., Stage]) -> None:
+    """One that is there already costs none, nor does what is refused for another reason."""
+    stage, body = limited(quota_jobs=2), {"model": "scale", "instances": ROWS}
+    answers = [stage.post(JOBS, body, Idempotency_Key=key) for key in ("a", "b", "a")]
+    assert [answer.status_code for answer in answers] == [202, 202, 202]
+    assert [answer.headers.get("RateLimit", "").partition(";t=")[0] for answer in answers] == [
+        '"jobs";r=1',
+        '"jobs";r=0',
+        "",
+    ]
+    assert stage.post(JOBS, {"model": "scale", "instances": []}).status_code == 400
+    answer = stage.post(JOBS, body)
+    assert stage.refused(429, answer) == "quota 'jobs': expected at most 2 requests in 60 s, got more"
+    assert answer.headers["RateLimit-Policy"] == '"jobs";q=2;w=60'
+    assert stage.post("/v1/models/scale:predict", {"instances": ROWS[:1]}).status_code == 200
+
+
 def test_a_client_has_as_many_jobs_as_it_may_and_no_more(limited: Callable[..., Stage]) -> None:
     """Those that have ended do not count."""
     stage = limited(max_jobs=2)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from batch import BLUE, GREEN, RED, Clock, lines, make_runner, make_store, photo, read_lines, submit, zipped
 from model_zoo import Zoo, edit_manifest
+from structlog.testing import capture_logs
 
 from batch_worker import runner as runner_module
 from batch_worker.runner import BACKOFF_SECONDS, MAX_ATTEMPTS, Runner
@@ -122,14 +123,21 @@ def test_rows_of_different_forms_are_each_what_they_are_alone(zoo: Zoo, store: J
 
 
 def test_a_model_that_answers_other_rows_than_it_was_asked_for_is_found_out(zoo: Zoo, store: JobStore) -> None:
-    """Rather than have results of other rows; of one row alone it is plain which it is about."""
+    """Rather than have results of other rows; of one row alone it is plain which it is about.
+
+    What went wrong in us is in the log, and not for clients.
+    """
     runner = make_runner(store, zoo.root)
     with_model(runner, lambda feeds: [feeds["x"][feeds["x"][:, 0] > 0]])
     stored = submit(store, lines([[1, 1, 1], [-1, 1, 1], [2, 2, 2]]), **of(zoo.scale()))
-    state = run(runner, stored)
+    with capture_logs() as logs:
+        state = run(runner, stored)
     assert (state.status, state.errors) == ("succeeded", 1)
     assert [each.get("prediction") for each in results(stored)] == [[1, 1, 1], None, [2, 2, 2]]
-    assert results(stored)[1]["error"] == "model scale: expected 1 rows, got 0"
+    assert results(stored)[1]["error"] == f"the inference failed, as logged under job {stored.folder.name}"
+    assert [(line["row"], line["reason"]) for line in logs if line["event"] == "inference failed"] == [
+        (1, "model scale: expected 1 rows, got 0")
+    ]
 
 
 def test_photos_have_names_and_labels(zoo: Zoo, store: JobStore) -> None:
