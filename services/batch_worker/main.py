@@ -23,11 +23,11 @@ from batch_worker.housekeeping import Housekeeper
 from batch_worker.models import Models
 from batch_worker.runner import Runner
 from batch_worker.webhooks import WebhookSender
-from inference_core.job_queue import QUEUE, RUN_JOB, JobQueue, connect
+from inference_core.job_queue import QUEUE, RUN_JOB, connect, open_queue
 from inference_core.jobs import JobStore
 from inference_core.model import load_model
 from inference_core.repository import Repository
-from inference_core.settings import Settings, SettingsError, read_secret, read_settings
+from inference_core.settings import Settings, SettingsError, check_readable, read_secret, read_settings
 from inference_core.telemetry import configure_logging
 from inference_core.watchdog import Watchdog
 
@@ -36,6 +36,8 @@ TASKS = frozenset({RUN_JOB})
 # Seconds in which RQ notices what has gone; with its defaults, a job whose machine died waits for 7 minutes.
 WORKER_TTL, MONITORING_INTERVAL, MAINTENANCE_INTERVAL = 30, 5, 10
 BEAT_SECONDS, BEAT_TIMEOUT_SECONDS = 5.0, 0.2
+# It has other things to do than to wait for Redis.
+HOUSEKEEPING_TIMEOUT_SECONDS = 1.0
 
 log = structlog.get_logger()
 
@@ -107,6 +109,7 @@ def main() -> str | None:
             raise SettingsError(
                 "TIERCEL_WEBHOOK_SECRET_FILE: expected one, as TIERCEL_WEBHOOK_HOSTS is set, got nothing"
             )
+        check_readable("webhook_secret_file", settings.webhook_secret_file)
         configure_logging(settings.log_level)
         worker = make_worker(settings)
     except SettingsError as error:
@@ -147,7 +150,8 @@ def make_worker(settings: Settings) -> BatchWorker:
     tasks.runner = Runner(store, models, watchdog, settings, worker.is_stopping, worker.beat)
     if settings.webhook_secret_file:
         WebhookSender(store, read_secret(settings.webhook_secret_file), may_be_private=settings.webhook_private).start()
-    Housekeeper(store, JobQueue(redis), settings.jobs_keep_seconds, settings.jobs_keep_failed_seconds).start()
+    queue = open_queue(settings.queue_url, secret, HOUSEKEEPING_TIMEOUT_SECONDS)
+    Housekeeper(store, queue, settings.jobs_keep_seconds, settings.jobs_keep_failed_seconds).start()
     return worker
 
 

@@ -13,19 +13,25 @@ import urllib.parse
 import urllib.request
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 ENDED = ("succeeded", "failed", "cancelled")
 MEDIA_TYPES = {".jsonl": "application/x-ndjson", ".ndjson": "application/x-ndjson", ".zip": "application/zip"}
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp"}
-ASK_SECONDS, TIMEOUT_SECONDS = 0.5, 60.0
+ASK_SECONDS, TIMEOUT_SECONDS, PATIENCE_SECONDS = 0.5, 60.0, 60.0
+# Not so much a refusal as a word about now.
+AGAIN = (502, 503, 504)
 BAR_CELLS = 30
 
 
 class JobsError(Exception):
     pass
+
+
+class Unreachable(JobsError):
+    """For now."""
 
 
 class Server:
@@ -49,9 +55,10 @@ class Server:
                 request, timeout=TIMEOUT_SECONDS, context=self._context
             )
         except urllib.error.HTTPError as error:
-            raise JobsError(f"{error.code} {error.reason}: {_detail(error.read())}") from None
+            kind = Unreachable if error.code in AGAIN else JobsError
+            raise kind(f"{error.code} {error.reason}: {_detail(error.read())}") from None
         except (urllib.error.URLError, OSError) as error:
-            raise JobsError(f"{self._url}: {error}") from None
+            raise Unreachable(f"{self._url}: {error}") from None
         return answer
 
 
@@ -68,6 +75,10 @@ def add_to(commands: Any) -> None:
     submit.add_argument("--top-k", type=int)
     submit.add_argument("--output", type=Path, help="default: the input's name with .results.jsonl")
     submit.set_defaults(run=lambda options: _run(_submit, options))
+    results = actions.add_parser("results", help="save the results of a job that has ended")
+    results.add_argument("id")
+    results.add_argument("output", type=Path)
+    results.set_defaults(run=lambda options: _run(lambda server, given: _save(server, given.id, given.output), options))
     listed = actions.add_parser("list", help="one's own jobs, newest first")
     listed.set_defaults(run=lambda options: _run(_list, options))
     cancel = actions.add_parser("cancel", help="end a job")
@@ -88,8 +99,10 @@ def _submit(server: Server, options: argparse.Namespace) -> None:
     body, kind = _read(options.input)
     wanted = {"model": options.model, "version": options.version, "top_k": options.top_k}
     query = urllib.parse.urlencode({name: value for name, value in wanted.items() if value is not None})
-    # The same key for a second try by hand would be a second job; within this call there is one.
-    job = server.ask("POST", f"/v1/jobs?{query}", body, Content_Type=kind, Idempotency_Key=str(uuid.uuid4()))
+    # However often it is sent, it is one job.
+    headers = {"Content_Type": kind, "Idempotency_Key": str(uuid.uuid4())}
+    job = _patiently(lambda: server.ask("POST", f"/v1/jobs?{query}", body, **headers))
+    sys.stderr.write(f"job {job['id']}\n")
     for job in _watch(server, job):  # noqa: B020  # the job as it is by now
         _show(job)
     sys.stderr.write("\n")
@@ -113,8 +126,21 @@ def _watch(server: Server, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield job
     while job["status"] not in ENDED:
         time.sleep(ASK_SECONDS)
-        job = server.ask("GET", f"/v1/jobs/{job['id']}")
+        path = f"/v1/jobs/{job['id']}"
+        job = _patiently(lambda path=path: server.ask("GET", path))  # type: ignore[misc]  # mypy #15459
         yield job
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """What `ask` returns; again while the server cannot be reached or has no room, for a minute."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(ASK_SECONDS)
 
 
 def _show(job: dict[str, Any]) -> None:

@@ -199,7 +199,11 @@ def accept_prediction(
     photo: bool,
 ) -> None:
     """Make a job of what was asked of `:predict`: one row for each instance, or one for the photo."""
-    rows = submissions.rows_of_photo(body) if photo else submissions.rows_of_instances(body)
+    rows = (
+        submissions.rows_of_photo(body)
+        if photo
+        else submissions.rows_of_instances(body, services.settings.max_job_rows)
+    )
     accept(req, resp, services, Submission("instances", rows, len(rows), model, version, top_k or None), body)
 
 

@@ -2,6 +2,9 @@
 
 import base64
 import io
+import json
+import re
+import threading
 import zipfile
 
 import falcon
@@ -17,18 +20,22 @@ from inference_core.settings import Settings
 JSON_LINES, ZIP = "application/x-ndjson", "application/zip"
 # How an entry of a ZIP's directory begins.
 ZIP_ENTRY = b"PK\x01\x02"
+ONE_AT_A_TIME = threading.Lock()
+# One value of JSON from a place on, and where it ends.
+SCAN = json.JSONDecoder().raw_decode
+SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
     model: str
-    instances: list[msgspec.Raw]
+    instances: msgspec.Raw
     version: Version | None = None
     top_k: int | None = None
     webhook: str | None = None
 
 
 class PredictRequest(msgspec.Struct):
-    instances: list[msgspec.Raw]
+    instances: msgspec.Raw
 
 
 class Submission(msgspec.Struct):
@@ -44,11 +51,13 @@ class Submission(msgspec.Struct):
 def read(req: falcon.Request, body: bytes, settings: Settings) -> Submission:
     """What `body` hands over; of JSON Lines and ZIP files, the query says for which model."""
     kind = media_type(req)
-    if kind == "application/json" or kind in UNSPECIFIED:
-        return _from_json(body, settings)
-    if kind not in (JSON_LINES, ZIP):
-        raise UnsupportedMedia(f"Content-Type: expected application/json, {JSON_LINES} or {ZIP}, got {kind}")
-    submission = _from_lines(body) if kind == JSON_LINES else _from_zip(body, settings)
+    # SECURITY: rows take many times the memory of their bytes.
+    with ONE_AT_A_TIME:
+        if kind == "application/json" or kind in UNSPECIFIED:
+            return _from_json(body, settings)
+        if kind not in (JSON_LINES, ZIP):
+            raise UnsupportedMedia(f"Content-Type: expected application/json, {JSON_LINES} or {ZIP}, got {kind}")
+        submission = _from_lines(body, settings) if kind == JSON_LINES else _from_zip(body, settings)
     submission.name = req.get_param("model", required=True)
     submission.version = req.get_param("version")
     submission.webhook = req.get_param("webhook")
@@ -57,9 +66,9 @@ def read(req: falcon.Request, body: bytes, settings: Settings) -> Submission:
     return submission
 
 
-def rows_of_instances(body: bytes) -> list[bytes]:
-    """A row for each instance that `:predict` was sent."""
-    return [_line(row) for row in bodies.decode_json(body, PredictRequest).instances]
+def rows_of_instances(body: bytes, most: int) -> list[bytes]:
+    """A row for each instance that `:predict` was sent, or the first of more than `most`."""
+    return _rows(bodies.decode_json(body, PredictRequest).instances, most)
 
 
 def rows_of_photo(photo: bytes) -> list[bytes]:
@@ -71,15 +80,41 @@ def _line(value: "bytes | msgspec.Raw") -> bytes:
     return bytes(value).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
 
 
+def _rows(instances: msgspec.Raw, most: int) -> list[bytes]:
+    """The elements of a JSON array, each as it was written; those after the first of more than `most` are not read."""
+    rows: list[bytes] = []
+    try:
+        text = bytes(instances).decode()
+        if not text.startswith("["):
+            raise InvalidInput("instances: expected an array, got something else")
+        at = _after_space(text, 1)
+        while text[at] != "]" and len(rows) <= most:
+            _, end = SCAN(text, at)
+            rows.append(_line(text[at:end].encode()))
+            at = _after_space(text, end)
+            at = _after_space(text, at + 1) if text[at] == "," else at
+    except (ValueError, RecursionError):  # UnicodeDecodeError as well, and numbers without end
+        raise InvalidInput("instances: expected an array of JSON values, got something else") from None
+    return rows
+
+
+def _after_space(text: str, at: int) -> int:
+    found = SPACE.match(text, at)
+    return found.end() if found else at
+
+
 def _from_json(body: bytes, settings: Settings) -> Submission:
     bodies.check_nesting(body, settings.max_json_depth)
     request = bodies.decode_json(body, JobRequest)
-    rows = [_line(row) for row in request.instances]
+    rows = _rows(request.instances, settings.max_job_rows)
     return Submission("instances", rows, len(rows), request.model, request.version, request.top_k, request.webhook)
 
 
-def _from_lines(body: bytes) -> Submission:
+def _from_lines(body: bytes, settings: Settings) -> Submission:
     """What is wrong with a line is the line's result; empty ones are none."""
+    most = 2 * settings.max_job_rows
+    if (breaks := body.count(b"\n")) > most:
+        raise PayloadTooLarge(f"body: expected at most {most} lines, empty ones included, got {breaks}")
     rows = [line.strip() + b"\n" for line in body.split(b"\n") if line.strip()]
     return Submission("instances", rows, len(rows))
 

@@ -98,13 +98,15 @@ class PredictResource(Resource):
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         served = self._services.repository.get(model, version)
-        count(req, resp, self._services, served)
+        is_async = "HTTP_PREFER" in req.env and jobs.prefers_async(req, self._services)
+        if not is_async:  # else it counts as a job
+            count(req, resp, self._services, served)
         image = _image_input(req, served.manifest)
         top_k = _top_k(req, served.manifest)
         body = read_body(req, self._services.settings.max_body_bytes) if image else read_json_body(req, self._services)
         if not image:
             _check_no_photo(body, served.manifest)
-        if "HTTP_PREFER" in req.env and jobs.prefers_async(req, self._services):
+        if is_async:
             resp.set_header("Preference-Applied", "respond-async")
             jobs.accept_prediction(req, resp, self._services, model, version, top_k, body, photo=image is not None)
             return

@@ -42,6 +42,8 @@ ENDED = ("succeeded", "failed", "cancelled")
 ABANDONED_SECONDS = 60.0
 # How old the knowledge of how full the disk is may be.
 MEASURE_SECONDS = 5.0
+# Of all room, one owner's unfinished jobs may have one part in so many.
+OWNERS_PART = 4
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -143,6 +145,7 @@ class StoredJob:
             state, status=status, done=done, errors=errors, ended=time.time(), reason=reason
         )
         self.write_state(ended)
+        self.input.unlink(missing_ok=True)  # nobody needs it any more, and others need the room
         return ended
 
     def delivery(self) -> Delivery | None:
@@ -177,7 +180,10 @@ class StoredJob:
 
     def cancel(self) -> State:
         """Have it end: at once if nobody works on it, else soon. One that has ended stays as it is."""
-        (self.folder / "cancelled").touch()
+        try:
+            (self.folder / "cancelled").touch()
+        except FileNotFoundError:
+            raise NotFound(f"job '{self.folder.name}': has just been removed") from None
         with self.locked() as is_ours:
             state = self.state()
             if is_ours and state.status not in ENDED:
@@ -226,7 +232,7 @@ class JobStore:
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             if key is not None:
-                _key_file(owner, key).unlink(missing_ok=True)
+                self._let_go(owner, key, job.id)
             raise
         return StoredJob(owner / job.id), True
 
@@ -276,20 +282,35 @@ class JobStore:
     def used_bytes(self) -> int:
         """On disk, as it was a few seconds ago, with what this process has taken since."""
         if time.monotonic() - self._measured_at > MEASURE_SECONDS:
-            self._measured_at = time.monotonic()
             self._used = sum(_size(Path(folder, name)) for folder, _, names in os.walk(self.root) for name in names)
+            self._measured_at = time.monotonic()
         return self._used
+
+    def is_full(self) -> bool:
+        """Whether there is no room for more results either."""
+        return self.used_bytes() >= self._max_bytes
 
     def _names(self, owner: str) -> list[str]:
         folder = self._owners / owner
         return [path.name for path in folder.iterdir() if JOB_ID.fullmatch(path.name)] if folder.is_dir() else []
 
     def _check_room(self, owner: Path, job: Job) -> None:
-        unfinished = sum(StoredJob(owner / name).state().status not in ENDED for name in self._names(owner.name))
-        if unfinished >= self._max_unfinished:
+        stored = [StoredJob(owner / name) for name in self._names(owner.name)]
+        unfinished = [each for each in stored if each.state().status not in ENDED]
+        if len(unfinished) >= self._max_unfinished:
             raise TooManyJobs(f"jobs: expected at most {self._max_unfinished} that have not ended, got one more")
         if self.used_bytes() + job.bytes > self._max_bytes:
             raise Unavailable(f"jobs: there is no room for {job.bytes} bytes until older ones are removed")
+        share = self._max_bytes // OWNERS_PART
+        if sum(_size(each.input) for each in unfinished) + job.bytes > share:
+            raise TooManyJobs(f"jobs: expected at most {share} bytes in those that have not ended, got more")
+
+    def _let_go(self, owner: Path, key: str, job_id: str) -> None:
+        """Of a key, unless another has taken it over."""
+        path = _key_file(owner, key)
+        with _alone(owner), suppress(FileNotFoundError, msgspec.DecodeError):
+            if msgspec.json.decode(path.read_bytes(), type=Taken).job == job_id:
+                path.unlink()
 
     def _take(self, owner: Path, key: str, mine: Taken) -> StoredJob | None:
         """The job that `key` stands for; None if from now on it stands for `mine`."""

@@ -74,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quota_seconds: Annotated[int, msgspec.Meta(ge=1, le=86400)] = 60
     # How long a request waits for Redis at most, for each command.
     redis_timeout_ms: Positive = 50
-    # The Redis that keeps batch jobs; empty: there are none.
+    # The Redis that tells workers of batch jobs; empty: there are none.
     queue_url: RedisUrl = ""
     queue_password_file: str = ""
     # Where API and workers keep jobs; empty: there are none.
@@ -132,8 +132,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             # SECURITY: a URL may have a password in it.
             got = "" if name.endswith("_url") else f", got {value!r}"
             raise SettingsError(f"{variable(name)}: {_expected(name, error)}{got}") from None
-        if name.endswith("_file"):
-            _check_readable(name, value)
+        if name.endswith("_password_file"):
+            check_readable(name, value)
     return msgspec.convert(values, Settings, strict=False)
 
 
@@ -165,7 +165,8 @@ def read_secret(path: str) -> str:
     return Path(path).read_text().strip() if path else ""
 
 
-def _check_readable(name: str, path: str) -> None:
+def check_readable(name: str, path: str) -> None:
+    """SettingsError unless the file that a setting names has a secret in it; no file needs none."""
     try:
         if path and not read_secret(path):
             raise SettingsError(f"{variable(name)}: expected a file with a secret, and {path} is empty")

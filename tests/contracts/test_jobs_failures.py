@@ -44,10 +44,10 @@ DIES_OF_POISON = """
 import os, signal
 from batch_worker.runner import Runner
 predicted = Runner._predicted
-def deadly(self, model, job, batch):
+def deadly(self, model, job, batch, pause):
     if job.model == "poison":
         os.kill(os.getpid(), signal.SIGKILL)
-    return predicted(self, model, job, batch)
+    return predicted(self, model, job, batch, pause)
 Runner._predicted = deadly
 """
 

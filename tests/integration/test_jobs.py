@@ -22,6 +22,7 @@ from tokens import ALGORITHMS, AUDIENCE, ISSUER, Fixed, signer, trusted
 from access_control.tokens import Verifier
 from batch_worker.housekeeping import Housekeeper
 from inference_api.app import create_app
+from inference_core import jobs
 from inference_core.bodies import compress
 from inference_core.bootstrap import Jobs, Services
 from inference_core.jobs import JobStore, State
@@ -235,7 +236,7 @@ def test_the_errors_of_rows_are_what_predict_says(stage: Stage) -> None:
         (JOBS, {"model": "scale", "instances": []}, "rows: expected 1 to 50, got 0"),
         (JOBS, {"model": "scale"}, "missing required field instances"),
         (JOBS, {"instances": [[1, 2, 3]]}, "missing required field model"),
-        (JOBS, {"model": "scale", "instances": 1}, "expected array, got int"),
+        (JOBS, {"model": "scale", "instances": 1}, "instances: expected an array, got something else"),
         (JOBS, {"model": "scale", "instances": [[1]], "vresion": "1"}, "unknown field vresion"),
         (JOBS, {"model": "scale", "instances": [[1]], "version": "0"}, "version"),
         (JOBS, {"model": "scale", "instances": [[1]], "top_k": 0}, "top_k: expected"),
@@ -442,6 +443,30 @@ def test_a_body_is_as_large_as_it_may_be_and_no_larger(
     assert stage.post("/v1/models/scale:predict", instances, Prefer="respond-async").status_code == 413
 
 
+def test_instances_are_as_many_as_they_may_be_however_they_are_written(stage: Stage) -> None:
+    """And each is its own, white space, nesting and brackets in texts and all."""
+    text = '{"model": "scale", "instances": [ [1,\n2, 3] ,[4.0, 5, 6e0]\t, [7, 8, 9 ]\n ] }'
+    assert stage.predictions(stage.submit(JOBS, text.encode())) == [[2, 4, 6], [8, 10, 12], [14, 16, 18]]
+    assert stage.refused(400, stage.post(JOBS, {"model": "scale", "instances": []})) == "rows: expected 1 to 50, got 0"
+    many = {"model": "scale", "instances": [[1, 2, 3]] * 50}
+    assert stage.post(JOBS, many).json["rows"] == 50
+    for count in (51, 5000):
+        many["instances"] = [[1, 2, 3]] * count
+        assert stage.refused(400, stage.post(JOBS, many)) == "rows: expected 1 to 50, got 51"
+    odd = b'["a]", {"b": ["[", "\\"]"]}, 1e400, null]'
+    assert stage.submit(JOBS, b'{"model": "scale", "instances": ' + odd + b"}")["rows"] == 4
+    huge = b"[" + b"1" * 5000 + b"]"
+    assert stage.post(JOBS, b'{"model": "scale", "instances": ' + huge + b"}").status_code in (202, 400)
+
+
+def test_lines_are_counted_before_they_are_read(stage: Stage) -> None:
+    """Empty ones included, of which there may be as many again."""
+    row = b"[1, 2, 3]\n"
+    assert stage.submit(f"{JOBS}?model=scale", row * 50 + b"\n" * 50, **LINES)["rows"] == 50
+    answer = stage.post(f"{JOBS}?model=scale", row * 50 + b"\n" * 51, **LINES)
+    assert stage.refused(413, answer) == "body: expected at most 100 lines, empty ones included, got 101"
+
+
 def test_jobs_have_a_quota_of_their_own(limited: Callable[..., Stage]) -> None:
     """One that is there already costs none, nor does what is refused for another reason."""
     stage, body = limited(quota_jobs=2), {"model": "scale", "instances": ROWS}
@@ -471,7 +496,10 @@ def test_a_client_has_as_many_jobs_as_it_may_and_no_more(limited: Callable[..., 
     stage.submit(JOBS, {"model": "scale", "instances": ROWS})
 
 
-def test_the_store_is_as_full_as_it_may_be_and_no_fuller(limited: Callable[..., Stage]) -> None:
+def test_the_store_is_as_full_as_it_may_be_and_no_fuller(
+    limited: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "OWNERS_PART", 1)
     stage = limited(max_jobs_bytes=600_000)
     body = b"".join(lines([[1, 2, 3] + [0] * 10_000] * 10))
     stage.submit(f"{JOBS}?model=scale", body, **LINES)

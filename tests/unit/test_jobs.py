@@ -248,6 +248,7 @@ def test_the_disk_is_filled_to_the_bound_and_no_further(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float
 ) -> None:
     """Neither when it has just been measured nor later."""
+    monkeypatch.setattr(jobs, "OWNERS_PART", 1)
     clock = Clock(monkeypatch, jobs)
     store = make_store(tmp_path, max_bytes=10_000)
     submit(store, [bytes(1000)])
@@ -260,7 +261,20 @@ def test_the_disk_is_filled_to_the_bound_and_no_further(
         submit(store, [b"1"])
 
 
-def test_what_is_removed_makes_room(store: JobStore) -> None:
+def test_one_owner_has_a_share_of_the_disk_and_no_more(tmp_path: Path) -> None:
+    """What has ended takes none of it: its input goes."""
+    store = make_store(tmp_path, max_bytes=40_000)
+    stored = submit(store, [bytes(10_000)])
+    with pytest.raises(TooManyJobs, match="expected at most 10000 bytes in those that have not ended, got more"):
+        submit(store, [b"1"])
+    submit(store, [bytes(10_000)], owner="berta")
+    stored.cancel()
+    assert not stored.input.exists()
+    submit(store, [bytes(10_000)])
+
+
+def test_what_is_removed_makes_room(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "OWNERS_PART", 1)
     store._max_bytes = 3000
     stored = submit(store, [bytes(2000)])
     with pytest.raises(Unavailable):

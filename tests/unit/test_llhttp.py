@@ -12,7 +12,7 @@ from servers import read_answer, wait_until
 
 from inference_api.admission import Admission
 from inference_api.workers.connection import Connection, Limits, Request
-from inference_api.workers.llhttp import KEEP_WITHIN_SECONDS, LlhttpWorker
+from inference_api.workers.llhttp import KEEP_WITHIN_SECONDS, READ_BYTES, LlhttpWorker
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -479,3 +479,20 @@ def test_without_nginx_the_kernel_knows_how_long_a_request_has_waited() -> None:
     here, there = socket.socketpair()
     with here, there:
         assert Connection(here, {}, Limits(1, 1), 0).age(Request({}, keep_alive=True)) == 0
+
+
+def test_a_busy_connection_is_read_no_further(loop: Any) -> None:
+    """Requests that come in one piece with the begin of the next are answered once each, and in their order."""
+    made = overloaded(loop, app_of(b"body"))
+    begin = b"GET /b HTTP/1.1\r\nHost: test\r\nX: "
+    first = b"GET /a HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n"
+    body = READ_BYTES - len(begin) - len(first % 65000)
+    with made.connect(first % body + bytes(body) + begin + b"y\r\n\r\n") as client:
+        made.turn(10)
+        for _ in range(2):
+            a_turn(made)
+            made.turn(3)
+            a_turn(made)
+        answers = received(client)
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+    assert made.worker.log.exceptions == []

@@ -224,7 +224,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
 
     def _read(self, connection: Connection) -> None:
         """Take what has arrived. A large body at once, lest each of its pieces wait for the requests of others."""
-        while self._read_piece(connection) == READ_BYTES and connection.reading:
+        while self._read_piece(connection) == READ_BYTES and connection.reading and not connection.busy:
             pass
 
     def _read_piece(self, connection: Connection) -> int:
@@ -247,7 +247,7 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
             self.log.exception("a request could not be parsed")
             self._close(connection)
             return
-        if connection.requests:
+        if connection.requests and not connection.busy:
             self._admit(connection)
         elif connection.continues:
             connection.continues = False
