@@ -69,4 +69,4 @@ clean: ## remove what the other targets made
 	@touch $@
 
 .uv/bin/uv:
-	@echo 'Installing uv into .uv, once' && rm -rf .uv && python3 -m venv .uv && .uv/bin/pip install --quiet uv==0.13.9 || python3 -m pip install --quiet --target .uv uv==0.13.9
+	@echo 'Installing uv into .uv, once' >&2 && rm -rf .uv && python3 -m venv .uv && .uv/bin/pip install --quiet uv==0.13.9 || python3 -m pip install --quiet --target .uv uv==0.13.9
