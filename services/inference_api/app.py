@@ -68,4 +68,6 @@ class App(falcon.App[falcon.Request, falcon.Response]):
     def waits(environ: dict[str, Any]) -> bool:
         """Whether the request will wait, for other processes, a slow hash or a disk, and so must not hold up others."""
         path: str = environ["PATH_INFO"]
-        return "HTTP_PREFER" in environ or path.startswith(("/v2/repository/models/", "/oauth2/token", "/v1/jobs"))
+        return "respond-async" in environ.get("HTTP_PREFER", "").lower() or path.startswith(
+            ("/v2/repository/models/", "/oauth2/token", "/v1/jobs")
+        )
