@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -35,6 +36,7 @@ from server import Server
 from systems import System, tiercel
 
 WORKERS = 2
+BATCH_WORKER = "batch_worker.main"
 POLL_SECONDS, END_SECONDS = 0.01, 300.0
 SLICE_SECONDS = 1.0
 TARGET_RATIO, TARGET_P99 = 20, 1.5
@@ -112,8 +114,10 @@ def main() -> int:
     print("\n".join(f"{key:12} {value}" for key, value in machine().items()), flush=True)
     failed = 0
     with contextlib.ExitStack() as running:
-        server = Server(with_jobs(), WORKERS)
+        server = Server(with_jobs(arguments.scheduling), WORKERS)
         bench.start([server], running, times=1)
+        if arguments.group:
+            move_worker(server, arguments.group)
         if "throughput" in arguments.parts:
             failed |= compare_throughput(server, arguments.rows, arguments.rounds)
         if "interactive" in arguments.parts:
@@ -128,18 +132,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=10_000, help="of the tabular job")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each open loop")
+    parser.add_argument("--scheduling", default="idle", help="TIERCEL_BATCH_SCHEDULING")
+    parser.add_argument("--group", type=Path, help="a cgroup for the batch worker, as a container is")
     return parser.parse_args()
 
 
-def with_jobs() -> System:
+def move_worker(server: Server, group: Path) -> None:
+    for pid in server.pids():
+        if BATCH_WORKER in Path(f"/proc/{pid}/cmdline").read_text():
+            (group / "cgroup.procs").write_text(str(pid))
+
+
+def with_jobs(scheduling: str) -> System:
     """The default worker class with a Redis, and a batch worker as `make serve` starts it."""
     usual = tiercel("llhttp")
     environ = {
         "TIERCEL_QUEUE_URL": "unix://{redis}",
         "TIERCEL_JOBS_DIR": "{redis}.jobs",
         "TIERCEL_MAX_JOB_BYTES": str(MAX_JOB_BYTES),
+        "TIERCEL_BATCH_SCHEDULING": scheduling,
     }
-    commands = (*usual.commands, "batch_worker.main")
+    commands = (*usual.commands, BATCH_WORKER)
     return dataclasses.replace(usual, commands=commands, environ=usual.environ | environ, redis=True)
 
 

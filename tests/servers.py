@@ -186,6 +186,24 @@ def read_answer(client: socket.socket) -> bytes:
     return head + b"\r\n\r\n" + body
 
 
+def is_kept(answer: bytes) -> bool:
+    return b"connection: close" not in answer.partition(b"\r\n\r\n")[0].lower()
+
+
+@contextmanager
+def kept_connection(server: Server, *pieces: bytes) -> Iterator[tuple[socket.socket, bytes]]:
+    """A connection that the server keeps after its answer to `pieces`, which llhttp does unless that took it long."""
+    for _ in range(20):
+        with server.connect() as client:
+            for piece in pieces:
+                client.sendall(piece)
+            answer = read_answer(client)
+            if is_kept(answer):
+                yield client, answer
+                return
+    raise AssertionError(f"no connection is kept: {answer!r}")
+
+
 def _some(client: socket.socket) -> bytes:
     part = client.recv(1 << 16)
     if not part:

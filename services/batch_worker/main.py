@@ -22,6 +22,7 @@ from batch_worker import tasks
 from batch_worker.housekeeping import Housekeeper
 from batch_worker.models import Models
 from batch_worker.runner import Runner
+from batch_worker.scheduling import come_last
 from batch_worker.webhooks import WebhookSender
 from inference_core.job_queue import QUEUE, RUN_JOB, connect, open_queue
 from inference_core.jobs import JobStore
@@ -114,16 +115,11 @@ def main() -> str | None:
         worker = make_worker(settings)
     except SettingsError as error:
         return f"tiercel: {error}"
-    _come_last()
+    come_last(settings.batch_scheduling)
     # Of this name there is nobody else: what is there was killed, and RQ would wait for it to expire.
     worker.connection.delete(worker.key)
     worker.work()
     return None
-
-
-def _come_last() -> None:
-    """PERF: whoever waits for an answer gets the CPU at once. A low priority alone would have its turn to the end."""
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def make_worker(settings: Settings) -> BatchWorker:

@@ -85,6 +85,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_jobs: Positive = 100
     # Of all jobs together, on disk.
     max_jobs_bytes: Positive = 4 << 30
+    # How a batch worker yields: see batch_worker.scheduling.
+    batch_scheduling: Literal["idle", "short-turns"] = "idle"
     # Hosts that may be told of the end of a job, with commas between them; and what signs it.
     webhook_hosts: str = ""
     webhook_secret_file: str = ""

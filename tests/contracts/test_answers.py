@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from servers import Server, read_answer
+from servers import Server, is_kept, kept_connection, read_answer
 
 SIZES = [0, 1, 1000, (64 << 10) - 1, 64 << 10, 200_000, 219_136, 1 << 20, 4 << 20, 16 << 20]
 RAW = [{"name": "bytes", "parameters": {"binary_data": True}}]
@@ -36,11 +36,11 @@ def test_every_size_arrives_whole_and_the_next_request_is_answered(server: Serve
             client.sendall(count_request(size))
             answer = read_answer(client)
             assert hashlib.sha256(raw_part(answer)).hexdigest() == checksum_of_count(size), size
-            if b"connection: close" in answer.partition(b"\r\n\r\n")[0].lower():
-                assert client.recv(1) == b""
-            else:
+            if is_kept(answer):
                 client.sendall(count_request(3))
                 assert raw_part(read_answer(client)) == b"\0\1\2"
+            else:
+                assert client.recv(1) == b""
 
 
 def test_every_size_arrives_whole_over_a_unix_socket(models: Path, worker_class: str, tmp_path: Path) -> None:
@@ -69,9 +69,8 @@ def test_a_client_that_does_not_read_keeps_nobody_else_waiting(server: Server) -
 
 
 def test_head_has_the_headers_of_get_and_no_body(server: Server) -> None:
-    with server.connect() as client:
-        client.sendall(b"GET /v2 HTTP/1.1\r\nHost: test\r\n\r\n")
-        length = len(read_answer(client).partition(b"\r\n\r\n")[2])
+    with kept_connection(server, b"GET /v2 HTTP/1.1\r\nHost: test\r\n\r\n") as (client, answer):
+        length = len(answer.partition(b"\r\n\r\n")[2])
         client.sendall(b"HEAD /v2 HTTP/1.1\r\nHost: test\r\n\r\nGET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
         answers = b""
         while not answers.endswith(b'{"live":true}'):
@@ -85,12 +84,15 @@ def test_head_has_the_headers_of_get_and_no_body(server: Server) -> None:
 @pytest.mark.parametrize(("version", "kept"), [("1.1", True), ("1.0", False)])
 def test_a_connection_is_kept_as_its_http_version_has_it(server: Server, version: str, kept: bool) -> None:
     request = f"GET /v2/health/live HTTP/{version}\r\nHost: test\r\n\r\n".encode()
-    with server.connect() as client:
-        for _ in range(5 if kept else 1):
+    if kept:
+        with kept_connection(server, request) as (client, _):
             client.sendall(request)
             assert read_answer(client).endswith(b'{"live":true}')
-        if not kept:
-            assert client.recv(1) == b""
+        return
+    with server.connect() as client:
+        client.sendall(request)
+        assert read_answer(client).endswith(b'{"live":true}')
+        assert client.recv(1) == b""
 
 
 def test_a_connection_ends_when_the_client_says_so(server: Server) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from load import Load
-from servers import Server, read_all, read_answer, wait_until
+from servers import Server, kept_connection, read_all, read_answer, wait_until
 
 BODY_LIMIT = 1 << 20  # what the server under test was told
 CHUNKED = b"POST /v1/models/scale:predict HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -31,12 +31,9 @@ def test_a_body_far_over_the_limit_is_refused(server: Server) -> None:
 
 
 def test_a_chunked_body_is_taken(server: Server) -> None:
-    with server.connect() as client:
-        client.sendall(CHUNKED)
-        for part in (INSTANCES[:5], INSTANCES[5:]):
-            client.sendall(b"%x;extension=1\r\n%b\r\n" % (len(part), part))
-        client.sendall(b"0\r\n\r\n")
-        assert json.loads(read_answer(client).partition(b"\r\n\r\n")[2])["predictions"] == [[2, 4, 6]]
+    chunks = [b"%x;extension=1\r\n%b\r\n" % (len(part), part) for part in (INSTANCES[:5], INSTANCES[5:])]
+    with kept_connection(server, CHUNKED, *chunks, b"0\r\n\r\n") as (client, answer):
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["predictions"] == [[2, 4, 6]]
         client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
         assert read_answer(client).endswith(b'{"live":true}')
 
