@@ -7,11 +7,15 @@ says within seconds that nobody has it. Results are removed after a day, failure
 import fcntl
 import threading
 import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import get_args
 
 import structlog
 
 from inference_core.job_queue import JobQueue
-from inference_core.jobs import ENDED, JobStore, State, StoredJob
+from inference_core.jobs import ENDED, JobStore, State, Status, StoredJob, created
+from observability.families import JOBS, JOBS_BYTES, JOBS_LIMIT_BYTES, OLDEST_JOB_SECONDS
 
 LOOK_SECONDS = 2.0
 # How long a job may wait until it is put on the queue again, should that have lost it.
@@ -40,19 +44,27 @@ class Housekeeper:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                _tell({}, 0.0)  # who looks at them tells
                 return
             seen, waiting = set(), self._queue.waiting()
+            numbers, longest, now = Counter[Status](), 0.0, time.time()
             for stored in self._store.all():
                 seen.add(stored.folder.name)
                 try:
-                    self._look_at(stored, waiting)
+                    state = stored.state()
+                    numbers[state.status] += 1
+                    if state.status == "queued":
+                        longest = max(longest, now - max(state.not_before, created(stored.folder.name)))
+                    self._look_at(stored, state, waiting)
                 except Exception as error:  # whatever has become of its folder, others are still to be looked at
                     log.warning("a job cannot be looked at", job=stored.folder.name, reason=str(error))
             self._enqueued = {name: when for name, when in self._enqueued.items() if name in seen}
             self._store.remove_rubbish(RUBBISH_SECONDS)
+            _tell(numbers, longest)
+            JOBS_BYTES.of().set(self._store.used_bytes())
+            JOBS_LIMIT_BYTES.of().set(self._store.max_bytes)
 
-    def _look_at(self, stored: StoredJob, waiting: set[str] | None) -> None:
-        state = stored.state()
+    def _look_at(self, stored: StoredJob, state: State, waiting: set[str] | None) -> None:
         if state.status not in ENDED:
             is_lost = waiting is not None and stored.folder.name not in waiting
             if is_lost and self._is_abandoned(stored, state):
@@ -88,3 +100,9 @@ class Housekeeper:
             except Exception:  # whatever it is, this thread must go on
                 log.exception("housekeeping failed")
             time.sleep(LOOK_SECONDS)
+
+
+def _tell(numbers: Mapping[Status, int], longest: float) -> None:
+    for status in get_args(Status):
+        JOBS.of(status).set(numbers.get(status, 0))
+    OLDEST_JOB_SECONDS.of().set(longest)

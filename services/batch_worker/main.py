@@ -1,5 +1,6 @@
 """The batch worker's process: `python -m batch_worker.main`."""
 
+import atexit
 import functools
 import os
 import socket
@@ -20,6 +21,7 @@ from rq.serializers import JSONSerializer
 
 from batch_worker import tasks
 from batch_worker.housekeeping import Housekeeper
+from batch_worker.metrics import serve_metrics
 from batch_worker.models import Models
 from batch_worker.runner import Runner
 from batch_worker.scheduling import come_last
@@ -31,6 +33,8 @@ from inference_core.repository import Repository
 from inference_core.settings import Settings, SettingsError, check_readable, read_secret, read_settings
 from inference_core.telemetry import configure_logging
 from inference_core.watchdog import Watchdog
+from observability.families import QUEUE_REFUSALS
+from observability.tracing import open_tracer
 
 # SECURITY: what is on the queue is data in Redis, and RQ would import and call any function that it names.
 TASKS = frozenset({RUN_JOB})
@@ -51,6 +55,7 @@ class QueuedJob(Job):
             super().restore(raw_data)
         except Exception as error:  # RQ trusts what it reads
             log.error("a job was refused", job=self.id, reason=str(error))
+            QUEUE_REFUSALS.of().add()
             raise NoSuchJobError(str(error)) from None
 
     def fault(self) -> str | None:
@@ -81,6 +86,7 @@ class BatchWorker(rq.SimpleWorker):
         if reason is None:
             return super().perform_job(job, queue, execution)
         log.error("a job was refused", job=job.id, reason=reason)
+        QUEUE_REFUSALS.of().add()
         job.webhooks, job.retries_left = [], None
         self.handle_job_failure(job, queue, exc_string=reason, execution=execution)
         return False
@@ -112,6 +118,8 @@ def main() -> str | None:
             )
         check_readable("webhook_secret_file", settings.webhook_secret_file)
         configure_logging(settings.log_level)
+        if settings.metrics_bind:
+            serve_metrics(settings.metrics_bind)
         worker = make_worker(settings)
     except SettingsError as error:
         return f"tiercel: {error}"
@@ -143,9 +151,13 @@ def make_worker(settings: Settings) -> BatchWorker:
     )
     watchdog = Watchdog(settings.hang_grace_ms / 1000)
     watchdog.start()
-    tasks.runner = Runner(store, models, watchdog, settings, worker.is_stopping, worker.beat)
+    # Of jobs, all are kept: they are few, and long.
+    tracer = open_tracer(settings.trace_endpoint, 1.0, 0.0, "tiercel-worker")
+    atexit.register(tracer.flush)
+    tasks.runner = Runner(store, models, watchdog, settings, worker.is_stopping, worker.beat, tracer)
     if settings.webhook_secret_file:
-        WebhookSender(store, read_secret(settings.webhook_secret_file), may_be_private=settings.webhook_private).start()
+        secret_of_hooks = read_secret(settings.webhook_secret_file)
+        WebhookSender(store, secret_of_hooks, may_be_private=settings.webhook_private, tracer=tracer).start()
     queue = open_queue(settings.queue_url, secret, HOUSEKEEPING_TIMEOUT_SECONDS)
     Housekeeper(store, queue, settings.jobs_keep_seconds, settings.jobs_keep_failed_seconds).start()
     return worker

@@ -10,6 +10,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -19,13 +20,15 @@ import structlog
 
 from batch_worker.models import Models
 from batch_worker.rows import Row, read_rows
-from inference_core.errors import DeadlineExceeded, InferenceFailed, InvalidInput, TiercelError
+from inference_core.errors import DeadlineExceeded, InferenceFailed, InvalidInput, NotFound, TiercelError
 from inference_core.images import decode_image
 from inference_core.instances import best_labels, decode_instances, to_predictions
 from inference_core.jobs import ENDED, Job, JobStore, State, Status, StoredJob
 from inference_core.model import Model
 from inference_core.settings import Settings
 from inference_core.watchdog import InFlight, Watchdog
+from observability.families import JOB_FAULTS, JOB_ROWS, JOB_SECONDS, JOBS_ENDED
+from observability.tracing import NO_TRACES, Span, Tracer, read_trace
 
 # A batch is to last about so long: short enough to end soon when somebody cancels or the worker is to stop.
 BATCH_SECONDS = 0.1
@@ -37,7 +40,7 @@ SAVE_SECONDS = 0.5
 MAX_ATTEMPTS = 4
 BACKOFF_SECONDS = (1.0, 5.0, 30.0)
 
-log = structlog.get_logger()
+log = structlog.get_logger("tiercel.job")
 
 
 class Stopped(Exception):
@@ -64,6 +67,7 @@ class Runner:
         settings: Settings,
         is_stopping: Callable[[], bool],
         beat: Callable[[], None],
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         self._store = store
         self._models = models
@@ -72,6 +76,7 @@ class Runner:
         self._max_json_depth = settings.max_json_depth
         self._is_stopping = is_stopping
         self._beat = beat
+        self._tracer = tracer
 
     def run(self, owner: str, job_id: str) -> None:
         """Bring the job to its end; nothing if it has ended, is not due yet, or another works on it."""
@@ -98,7 +103,7 @@ class Runner:
             before, status="running", attempts=before.attempts + 1, started=before.started or now, updated=now
         )
         stored.write_state(state)
-        progress = _Progress(stored, state)
+        progress, began = _Progress(stored, state), time.time_ns()
         try:
             self._work(stored, stored.job(), progress)
         except Stopped:
@@ -110,6 +115,7 @@ class Runner:
             _end(stored, progress.state, "failed", str(error))
         except Exception as error:
             log.exception("an attempt at a job failed", job=stored.folder.name, attempt=state.attempts)
+            JOB_FAULTS.of().add()
             if state.attempts >= MAX_ATTEMPTS:
                 _end(stored, progress.state, "failed", f"given up after {state.attempts} attempts: {error}")
             else:
@@ -117,6 +123,26 @@ class Runner:
                 stored.write_state(_queued(progress.state, not_before=time.time() + wait, reason=str(error)))
         else:
             _end(stored, progress.state, "succeeded")
+        finally:
+            self._trace(stored, began)
+
+    def _trace(self, stored: StoredJob, began: int) -> None:
+        """An attempt, in the trace of the request that the job was handed over with."""
+        with suppress(NotFound):  # it has been removed meanwhile
+            job, state = stored.job(), stored.state()
+            if not (trace := read_trace(job.traceparent)):
+                return
+            attributes = {
+                "tiercel.job": job.id,
+                "tiercel.request_id": job.request_id,
+                "tiercel.model": job.model,
+                "tiercel.version": job.version,
+                "tiercel.rows": state.done,
+                "tiercel.attempt": state.attempts,
+                "tiercel.status": state.status,
+            }
+            span = Span("run job", began, time.time_ns(), attributes, "CONSUMER", state.reason)
+            self._tracer.record(trace, span, link=trace.parent)
 
     def _work(self, stored: StoredJob, job: Job, progress: "_Progress") -> None:
         model = self._models.get(job)
@@ -127,7 +153,10 @@ class Runner:
                 lines = self._predicted(model, job, batch, functools.partial(self._pause, stored))
                 results.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
                 results.flush()
-                progress.add(len(lines), sum(line.error is not None for line in lines))
+                errors = sum(line.error is not None for line in lines)
+                progress.add(len(lines), errors)
+                JOB_ROWS.of(job.model, "ok").add(len(lines) - errors)
+                JOB_ROWS.of(job.model, "error").add(errors)
                 if self._store.is_full():
                     raise OSError(errno.ENOSPC, "there is no room for more results")
             os.fsync(results.fileno())
@@ -208,5 +237,29 @@ def _queued(state: State, **changes: Any) -> State:
 
 
 def _end(stored: StoredJob, state: State, status: Status, reason: str = "") -> None:
+    """One line for each job, as for each request (see inference_api.observation)."""
     ended = stored.end(state, status, reason)
-    log.info("job ended", job=stored.folder.name, status=status, done=ended.done, errors=ended.errors, reason=reason)
+    try:
+        job = stored.job()
+    except NotFound as error:
+        log.error("a job's end cannot be counted", job=stored.folder.name, reason=str(error))
+        return
+    seconds = (ended.ended or time.time()) - job.created
+    JOBS_ENDED.of(job.model, status).add()
+    JOB_SECONDS.of(job.model).observe(seconds)
+    trace = read_trace(job.traceparent)
+    log.info(
+        "job",
+        job=job.id,
+        request_id=job.request_id,
+        trace_id=trace.id if trace else None,
+        model=job.model,
+        version=job.version,
+        status=status,
+        rows=job.rows,
+        done=ended.done,
+        errors=ended.errors,
+        attempts=ended.attempts,
+        seconds=round(seconds, 3),
+        reason=reason,
+    )

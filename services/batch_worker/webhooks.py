@@ -24,6 +24,8 @@ import structlog
 
 from inference_core.jobs import ENDED, Delivery, Job, JobStore, State, StoredJob
 from inference_core.settings import SettingsError
+from observability.families import WEBHOOKS
+from observability.tracing import NO_TRACES, Span, Tracer, read_trace
 
 LOOK_SECONDS = 2.0
 # For all of a call, however slowly it gets on.
@@ -54,10 +56,11 @@ class Ended(msgspec.Struct):
 class WebhookSender:
     """One worker at a time sends. `may_be_private`: hosts may have addresses that are not public."""
 
-    def __init__(self, store: JobStore, secret: str, *, may_be_private: bool) -> None:
+    def __init__(self, store: JobStore, secret: str, *, may_be_private: bool, tracer: Tracer = NO_TRACES) -> None:
         self._store = store
         self._key = _key(secret)
         self._may_be_private = may_be_private
+        self._tracer = tracer
         self._lock = store.root / "webhooks.lock"
 
     def start(self) -> None:
@@ -82,33 +85,41 @@ class WebhookSender:
             self._attempt(stored, stored.job(), state, delivery)
 
     def _attempt(self, stored: StoredJob, job: Job, state: State, delivery: Delivery) -> None:
+        trace = read_trace(job.traceparent)
+        span = Span("webhook", time.time_ns(), 0, {"tiercel.job": job.id, "server.address": _host(job)}, "CLIENT")
         try:
-            self._post(job, state)
+            self._post(job, state, {"traceparent": trace.header(span.id)} if trace else {})
         except (WebhookError, OSError, http.client.HTTPException, ValueError) as error:
-            attempts = delivery.attempts + 1
+            attempts, span.error = delivery.attempts + 1, str(error)
+            WEBHOOKS.of("failed").add()
             log.warning("a webhook was not delivered", job=job.id, attempt=attempts, reason=str(error))
             if attempts > len(BACKOFF_SECONDS):
+                WEBHOOKS.of("given_up").add()
                 stored.write_delivery(None)
             else:
                 stored.write_delivery(Delivery(attempts, time.time() + BACKOFF_SECONDS[attempts - 1]))
         else:
             log.info("webhook delivered", job=job.id)
+            WEBHOOKS.of("delivered").add()
             stored.write_delivery(None)
+        span.end = time.time_ns()
+        if trace:
+            self._tracer.record(trace, span)
 
-    def _post(self, job: Job, state: State) -> None:
+    def _post(self, job: Job, state: State, headers: dict[str, str]) -> None:
         parts = urlsplit(job.webhook or "")
         body = msgspec.json.encode(
             Ended(job.id, job.model, job.version, state.status, job.rows, state.done, state.errors, state.reason)
         )
         stamp = str(int(time.time()))
         digest = hmac.digest(self._key, f"{job.id}.{stamp}.".encode() + body, hashlib.sha256)
-        headers = {
+        headers |= {
             "Content-Type": "application/json",
             "webhook-id": job.id,
             "webhook-timestamp": stamp,
             "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
         }
-        host, port = parts.hostname or "", parts.port or 443
+        host, port = _host(job), parts.port or 443
         connection = _Pinned(host, self._address(host, port), port)
         end = threading.Timer(TIMEOUT_SECONDS, connection.abort)
         end.start()
@@ -138,6 +149,10 @@ class WebhookSender:
             except Exception:  # whatever it is, this thread must go on
                 log.exception("webhooks failed")
             time.sleep(LOOK_SECONDS)
+
+
+def _host(job: Job) -> str:
+    return urlsplit(job.webhook or "").hostname or ""
 
 
 def _key(secret: str) -> bytes:

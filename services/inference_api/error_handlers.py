@@ -13,6 +13,7 @@ import structlog
 from inference_api.authorisation import challenge
 from inference_core import errors
 from inference_core.quotas import Allowance
+from observability.families import AUTH_REFUSALS
 
 RETRY_AFTER_SECONDS = "1"
 
@@ -33,6 +34,18 @@ STATUS: dict[type[errors.TiercelError], int] = {
     errors.DeadlineExceeded: 504,
     errors.InferenceFailed: 500,
     errors.PackageRefused: 400,
+}
+
+# Of tokens that are not good, in metrics; any other reason is a kind of malformed.
+REASONS = {
+    "": "missing",
+    "it has expired": "expired",
+    "it is not valid yet": "not_yet_valid",
+    "its signature is wrong": "signature",
+    "it is for another audience": "audience",
+    "it is from another issuer": "issuer",
+    "its key is not one of the issuer's": "unknown_key",
+    "its client has been revoked": "revoked",
 }
 
 log = structlog.get_logger()
@@ -85,6 +98,10 @@ def _refused(req: falcon.Request, resp: falcon.Response, error: errors.TiercelEr
 
 
 def _log_refusal(req: falcon.Request, error: errors.Unauthenticated | errors.Forbidden) -> None:
+    if isinstance(error, errors.Forbidden):
+        AUTH_REFUSALS.of("scope").add()
+    else:
+        AUTH_REFUSALS.of(REASONS.get(error.reason, "malformed")).add()
     subject = error.subject if isinstance(error, errors.Forbidden) else None
     log.warning(
         "access refused",

@@ -12,7 +12,7 @@ from typing import Any
 import inference_api.main  # noqa: F401  # PERF: imported once, before the fork: workers share it and start in no time
 from inference_core.bootstrap import prepare
 from inference_core.errors import TiercelError
-from inference_core.settings import SettingsError, check_access, read_settings
+from inference_core.settings import SettingsError, check_access, read_settings, variable
 from inference_core.telemetry import configure_logging
 from inference_core.thread_plan import granted_cpus, make_plan
 
@@ -67,8 +67,9 @@ loglevel = _settings.log_level
 def on_starting(server: Any) -> None:
     configure_logging(_settings.log_level)
     server.log.info("thread plan: %s, worker class %s", _plan, _settings.worker_class)
-    if not _settings.state_dir:
-        os.environ["TIERCEL_STATE_DIR"] = _private_folder()
+    for name in ("state_dir", "metrics_dir"):
+        if not getattr(_settings, name):
+            os.environ[variable(name)] = _private_folder()
     try:
         prepare(read_settings(os.environ))
     except (TiercelError, OSError) as error:

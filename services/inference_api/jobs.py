@@ -13,6 +13,7 @@ import msgspec
 
 from inference_api import submissions
 from inference_api.authorisation import authorise, subject
+from inference_api.observation import Observation
 from inference_api.openapi import Operation
 from inference_api.requests import count_job, media_type, read_body, whole_number
 from inference_api.submissions import JSON_LINES, ZIP, Submission
@@ -22,6 +23,8 @@ from inference_core.errors import Conflict, InvalidInput, NotFound, UnsupportedM
 from inference_core.instances import ModelIdentity
 from inference_core.jobs import ENDED, Job, JobStore, State, StoredJob, new_id, owner_of
 from inference_core.model import Model
+from observability.families import JOBS_ACCEPTED
+from observability.tracing import Span, Trace, new_span_id
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 DEFAULT_TOP_K = 5
@@ -150,18 +153,29 @@ def accept(req: falcon.Request, resp: falcon.Response, services: Services, submi
     # First of all: another version, or none, may be served by the time that a client asks again.
     stored = store.find(owner, key, asked) if key else None
     if stored is None:
-        job = _job(req, services, submission, owner)
+        began, span = time.time_ns(), new_span_id()
+        job = _job(req, services, submission, owner, _keep_trace(req).header(span))
         count_job(req, resp, services)
         stored, is_new = store.submit(job, submission.rows, key, asked)
         if is_new and services.jobs:
             services.jobs.queue.enqueue(job.owner, job.id)
+            JOBS_ACCEPTED.of(job.model).add()
+            about = {"tiercel.job": job.id, "tiercel.rows": job.rows}
+            req.context.observation.spans = [Span("enqueue job", began, time.time_ns(), about, "PRODUCER", id=span)]
     resp.status = falcon.HTTP_202
     resp.set_header("Location", f"/v1/jobs/{stored.folder.name}")
     resp.set_header("Retry-After", ASK_AGAIN)
     send(resp, _described(stored))
 
 
-def _job(req: falcon.Request, services: Services, submission: Submission, owner: str) -> Job:
+def _keep_trace(req: falcon.Request) -> Trace:
+    """Jobs are few and long: the trace of each is kept."""
+    observation: Observation = req.context.observation
+    observation.trace = observation.trace._replace(sampled=True)
+    return observation.trace
+
+
+def _job(req: falcon.Request, services: Services, submission: Submission, owner: str, traceparent: str) -> Job:
     """What is asked for, once it is sure that it can be done."""
     model = services.repository.get(submission.name, submission.version)
     _check(submission, model, services)
@@ -176,6 +190,7 @@ def _job(req: falcon.Request, services: Services, submission: Submission, owner:
         bytes=sum(map(len, submission.rows)),
         created=time.time(),
         request_id=req.context.request_id,
+        traceparent=traceparent,
         webhook=_webhook(submission.webhook, services),
         top_k=min(submission.top_k or DEFAULT_TOP_K, len(model.manifest.labels) or DEFAULT_TOP_K),
     )

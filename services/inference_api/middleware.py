@@ -1,26 +1,13 @@
-"""What happens to every request: it gets an id, which its answer returns; a large answer is compressed if asked for."""
+"""What happens to every answer besides being observed (observation.py): a large one is compressed if asked for."""
 
-import random
 import re
 
 import falcon
 
 from inference_core import bodies
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9-]{8,64}")
 # PERF: below this a compressed answer is hardly smaller, and costs more time than it saves.
 MIN_COMPRESSED_BYTES = 1024
-
-
-class RequestId:
-    """Keeps the caller's `X-Request-ID` if well formed (SECURITY: it ends up in headers and logs), else makes one."""
-
-    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
-        given = req.env.get("HTTP_X_REQUEST_ID")
-        # PERF: not from `secrets`, which asks the kernel: an id is to be unique, not unguessable.
-        request_id = given if given and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
-        req.context.request_id = request_id
-        resp.set_header("X-Request-ID", request_id)
 
 
 class Compression:

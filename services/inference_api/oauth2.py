@@ -16,6 +16,7 @@ from inference_api.openapi import TOKEN_PATH, Operation
 from inference_api.requests import client_address, media_type, read_body
 from inference_core.policy import Quota
 from inference_core.quotas import Quotas
+from observability.families import TOKENS
 
 FORM = "application/x-www-form-urlencoded"
 MAX_FORM_BYTES, MAX_FIELDS = 8192, 16
@@ -88,6 +89,7 @@ class TokenResource:
         except InvalidScope as error:
             self._refuse(req, resp, client, "invalid_scope", str(error))
         else:
+            TOKENS.of("issued").add()
             log.info(
                 "token issued",
                 request_id=req.context.request_id,
@@ -99,6 +101,7 @@ class TokenResource:
             resp.data, resp.content_type = msgspec.json.encode(grant), falcon.MEDIA_JSON
 
     def _refuse(self, req: falcon.Request, resp: falcon.Response, client: str, code: str, description: str) -> None:
+        TOKENS.of("refused").add()
         log.warning(
             "token refused",
             request_id=req.context.request_id,

@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import time
+from contextlib import suppress
 
 import falcon
 
@@ -13,12 +14,13 @@ from inference_api.error_handlers import RETRY_AFTER_SECONDS, error_body, rate_l
 from inference_core import bodies
 from inference_core.bootstrap import Services
 from inference_core.cache import Question
-from inference_core.errors import DeadlineExceeded, InvalidInput, UnsupportedMedia
+from inference_core.errors import DeadlineExceeded, InvalidInput, QuotaExceeded, UnsupportedMedia
 from inference_core.model import Model
 from inference_core.policy import Quota
 from inference_core.predictor import AS_USUAL, Caching
 from inference_core.tensors import Tensor
 from inference_core.watchdog import InFlight
+from observability.families import QUOTAS, SHED
 
 # What clients send when nobody told them what to say: tritonclient nothing, curl its default.
 UNSPECIFIED = ("", "application/octet-stream", "application/x-www-form-urlencoded")
@@ -71,11 +73,13 @@ def watch(req: falcon.Request, services: Services) -> InFlight:
     The client's counts from when NGINX had the request; ours does not, as requests wait while containers are replaced.
     Read the body before: a client that sends slowly is no hanging inference.
     """
+    req.context.observation.read = time.perf_counter()
     remaining = services.settings.request_timeout_ms / 1000
     given = req.env.get("HTTP_X_REQUEST_TIMEOUT_MS")
     if given is not None:
         remaining = min(remaining, whole_number("X-Request-Timeout-Ms", given, 1) / 1000 - age(req.env))
         if remaining <= 0:
+            SHED.of("deadline").add()
             raise DeadlineExceeded("request: its deadline passed before its turn came")
     deadline = time.monotonic() + remaining
     return services.watchdog.watch(deadline, functools.partial(_answer_in_its_stead, req))
@@ -83,6 +87,7 @@ def watch(req: falcon.Request, services: Services) -> InFlight:
 
 def count(req: falcon.Request, resp: falcon.Response, services: Services, model: Model) -> None:
     """Count this request under its client's quota, before anything is done for it; QuotaExceeded if it is over."""
+    req.context.observation.model = model
     quota, name = services.settings.quota, "default"
     if model.policy.quota is not None:
         quota, name = model.policy.quota, model.manifest.name
@@ -97,7 +102,13 @@ def count_job(req: falcon.Request, resp: falcon.Response, services: Services) ->
 def _take(req: falcon.Request, resp: falcon.Response, services: Services, name: str, quota: Quota | None) -> None:
     if quota is not None:
         client = subject(req.env) or client_address(req.env)
-        resp.set_headers(rate_limit(services.quotas.take(client, name, quota)))
+        try:
+            allowance = services.quotas.take(client, name, quota)
+        except QuotaExceeded:
+            QUOTAS.of(name, "refused").add()
+            raise
+        QUOTAS.of(name, "allowed").add()
+        resp.set_headers(rate_limit(allowance))
 
 
 def client_address(env: dict[str, str]) -> str:
@@ -113,6 +124,8 @@ def predict(
     directives = req.env.get("HTTP_CACHE_CONTROL")
     caching = _caching(directives) if directives else AS_USUAL
     prediction = services.predictor.predict(question, in_flight, caching)
+    observation = req.context.observation
+    observation.prediction, observation.predicted = prediction, time.perf_counter()
     if prediction.cache:
         resp.set_header("Cache-Status", f"tiercel; {prediction.cache}")
     return prediction.answer
@@ -134,10 +147,9 @@ def _answer_in_its_stead(req: falcon.Request, hung: bool) -> None:
         f"HTTP/1.1 {status} {phrase}\r\nContent-Type: {media}\r\nContent-Length: {len(body)}\r\n"
         f"X-Request-ID: {req.context.request_id}\r\nRetry-After: {RETRY_AFTER_SECONDS}\r\nConnection: close\r\n\r\n"
     )
-    try:
+    with suppress(OSError):  # the client has gone: nobody is left to tell
         os.write(_connection(req.env), head.encode() + body)
-    except OSError:  # the client has gone: nobody is left to tell
-        return
+    req.context.observer.abandon(req, status)
 
 
 def _connection(env: dict[str, object]) -> int:

@@ -16,7 +16,13 @@ from inference_core.bootstrap import Services
 from inference_core.cache import Question
 from inference_core.manifest import Manifest, TensorSpec
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "model_repository(unload_dependents)")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "statistics",
+)
 PLATFORM = "onnxruntime_onnx"
 JSON_SIZE = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"

@@ -59,6 +59,8 @@ class Job(msgspec.Struct, frozen=True):
     bytes: int
     created: float
     request_id: str
+    # W3C Trace Context: the span in which it was handed over.
+    traceparent: str = ""
     top_k: int = 5
     # A URL that is to be told when it has ended.
     webhook: str | None = None
@@ -197,7 +199,7 @@ class JobStore:
     def __init__(self, root: Path, max_unfinished: int, max_bytes: int) -> None:
         self.root = root
         self._max_unfinished = max_unfinished
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._staging = root / "tmp"
         self._owners = root / "owners"
         self._used, self._measured_at = 0, -math.inf
@@ -288,7 +290,7 @@ class JobStore:
 
     def is_full(self) -> bool:
         """Whether there is no room for more results either."""
-        return self.used_bytes() >= self._max_bytes
+        return self.used_bytes() >= self.max_bytes
 
     def _names(self, owner: str) -> list[str]:
         folder = self._owners / owner
@@ -299,9 +301,9 @@ class JobStore:
         unfinished = [each for each in stored if each.state().status not in ENDED]
         if len(unfinished) >= self._max_unfinished:
             raise TooManyJobs(f"jobs: expected at most {self._max_unfinished} that have not ended, got one more")
-        if self.used_bytes() + job.bytes > self._max_bytes:
+        if self.used_bytes() + job.bytes > self.max_bytes:
             raise Unavailable(f"jobs: there is no room for {job.bytes} bytes until older ones are removed")
-        share = self._max_bytes // OWNERS_PART
+        share = self.max_bytes // OWNERS_PART
         if sum(_size(each.input) for each in unfinished) + job.bytes > share:
             raise TooManyJobs(f"jobs: expected at most {share} bytes in those that have not ended, got more")
 
@@ -347,6 +349,11 @@ def photos_in(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
 def new_id() -> str:
     """Of later jobs greater than of earlier ones; nobody can guess another's."""
     return f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(8)}"
+
+
+def created(job_id: str) -> float:
+    """When the job was handed over, in seconds of the day 1970."""
+    return int(job_id.partition("-")[0], 16) / 1000
 
 
 def owner_of(subject: str | None) -> str:

@@ -37,6 +37,7 @@ class Model:
         self.policy = Policy()
         # What a prediction costs, on average: the warm-up's at first, then that of requests, photos decoded.
         self.seconds = 0.0
+        self.load_seconds = 0.0
         try:
             self._session = ort.InferenceSession(
                 package.model, _session_options(intra_op_threads), providers=["CPUExecutionProvider"]
@@ -81,8 +82,10 @@ class Model:
 
 def load_model(package: Package, intra_op_threads: int) -> Model:
     """A model of `package`, loaded and warm; PackageRefused with the reason if it cannot be."""
+    began = time.perf_counter()
     model = Model(package, intra_op_threads)
     model.warm_up()
+    model.load_seconds = time.perf_counter() - began
     _return_free_memory()
     return model
 

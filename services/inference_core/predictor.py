@@ -5,7 +5,7 @@ import time
 
 import msgspec
 
-from inference_core.cache import Answer, PredictionCache, Question, patience
+from inference_core.cache import Answer, Claim, PredictionCache, Question, patience
 from inference_core.errors import DeadlineExceeded
 from inference_core.watchdog import InFlight
 
@@ -21,10 +21,19 @@ class Caching(msgspec.Struct, frozen=True):
 
 
 class Prediction(msgspec.Struct):
-    """`cache` says how the cache took part, in the words of RFC 9211; empty if the model is not worth one."""
+    """`cache` says how the cache took part, in the words of RFC 9211; empty if the model is not worth one.
+
+    It `began` at a time of `time.perf_counter`; making the input, the inference and the cache took seconds.
+    """
 
     answer: Answer
+    began: float
+    input_seconds: float = 0.0
+    infer_seconds: float = 0.0
     cache: str = ""
+    cache_seconds: float = 0.0
+    # How many examples it is about.
+    rows: int = 1
 
 
 AS_USUAL = Caching()
@@ -39,28 +48,44 @@ class Predictor:
 
     def predict(self, question: Question, call: InFlight, caching: Caching = AS_USUAL) -> Prediction:
         """The wanted outputs, or DeadlineExceeded once the deadline of `call` has passed."""
-        if not self._cache.is_worth(question.model):
-            return Prediction(self._compute(question, call))
+        if self._cache.is_worth(question.model):
+            began = time.perf_counter()
+            prediction = self._remembered(question, call, caching)
+            took = time.perf_counter() - began
+            prediction.began = began
+            prediction.cache_seconds = took - prediction.input_seconds - prediction.infer_seconds
+        else:
+            prediction = self._compute(question, call)
+        if question.model.manifest.max_batch_size:
+            prediction.rows = len(prediction.answer[0])
+        return prediction
+
+    def _remembered(self, question: Question, call: InFlight, caching: Caching) -> Prediction:
         if not caching.write:
-            return Prediction(self._compute(question, call), "fwd=bypass")
+            return self._compute(question, call, "fwd=bypass")
         key = question.key()
         if not caching.read:  # nor does it claim: others who compute go on
-            answer = self._compute(question, call)
-            return Prediction(answer, "fwd=request; stored" if self._cache.put(key, answer) else "fwd=request")
+            prediction = self._compute(question, call, "fwd=request")
+            return self._keep(key, prediction)
         if (found := self._cache.get(key)) is not None:
-            return Prediction(found, "hit")
+            return Prediction(found, 0.0, cache="hit")
         found, claim = self._cache.wait_for_turn(key, min(patience(question.model), call.remaining()), call.remaining())
         if found is not None:
-            return Prediction(found, "fwd=miss; collapsed")
+            return Prediction(found, 0.0, cache="fwd=miss; collapsed")
         try:
-            answer = self._compute(question, call)
+            prediction = self._compute(question, call, "fwd=miss")
         except Exception:
             if claim:
                 self._cache.give_up(claim)
             raise
-        return Prediction(answer, "fwd=miss; stored" if self._cache.put(key, answer, claim) else "fwd=miss")
+        return self._keep(key, prediction, claim)
 
-    def _compute(self, question: Question, call: InFlight) -> Answer:
+    def _keep(self, key: bytes, prediction: Prediction, claim: Claim | None = None) -> Prediction:
+        if self._cache.put(key, prediction.answer, claim):
+            prediction.cache += "; stored"
+        return prediction
+
+    def _compute(self, question: Question, call: InFlight, cache: str = "") -> Prediction:
         model, began = question.model, time.perf_counter()
         feeds = question.feeds()
         waiting = time.perf_counter()
@@ -73,6 +98,7 @@ class Predictor:
             answer = model.run(feeds, question.outputs, call.options)
         finally:
             self._slot.release()
-        seconds = time.perf_counter() - running + waiting - began
+        infer_seconds = time.perf_counter() - running
+        seconds = infer_seconds + waiting - began
         model.seconds += WEIGHT * (seconds - model.seconds)
-        return answer
+        return Prediction(answer, began, waiting - began, infer_seconds, cache)

@@ -104,6 +104,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_image_pixels: Positive = 16_000_000
     max_json_depth: Depth = 32
     max_model_bytes: Positive = 1 << 30
+    # Where workers keep what they count; empty: a private folder that ends with the server.
+    metrics_dir: str = ""
+    # Where a batch worker shows what it counts, for Prometheus; empty: nowhere.
+    metrics_bind: Annotated[str, msgspec.Meta(pattern=rf"^([^:/]+:{PORT}|\[[0-9a-fA-F:]+\]:{PORT})?$")] = ""
+    # Who takes traces, by OTLP over HTTP; empty: nobody.
+    trace_endpoint: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^/@ ]+/[^ ]*)?$")] = ""
+    # Of the traces that begin here, how many are kept; besides those of requests that failed or took so long.
+    trace_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
+    trace_slow_ms: Count = 1000
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property

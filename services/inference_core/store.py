@@ -17,6 +17,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import MaxConnectionsError, RedisError, ResponseError
 from redis.retry import Retry
 
+from observability.families import REDIS_AVAILABLE, REDIS_ERRORS
+
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 0.05
@@ -49,6 +51,8 @@ class Store:
         self._silent_until = 0.0
         self._answered_at = 0.0
         self.away = client is None
+        if client is not None:
+            REDIS_AVAILABLE.of(name).set(1)
         self.seconds = ASSUMED_SECONDS
 
     @property
@@ -86,6 +90,7 @@ class Store:
         return time.monotonic() - self._answered_at > STALE_SECONDS
 
     def _refused(self, error: Exception) -> None:
+        REDIS_ERRORS.of(self._name).add()
         # SECURITY: its kind only, as the text may repeat what was to be stored. Once in a while, as it may go on.
         now = time.monotonic()
         if now >= self._silent_until:
@@ -93,12 +98,14 @@ class Store:
             log.warning("redis refuses commands", redis=self._name, reason=type(error).__name__)
 
     def _failed(self, reason: object, seconds: float) -> None:
+        REDIS_ERRORS.of(self._name).add()
         with self._lock:
             # Another that is waited for in vain would hold up this worker, and who waits for it, for as long again.
             self._failures += MAX_FAILURES if seconds >= self._timeout_seconds else 1
             if self.away or self._failures < MAX_FAILURES:
                 return
             self.away = True
+        REDIS_AVAILABLE.of(self._name).set(0)
         log.warning("redis is away", redis=self._name, reason=str(reason))
         threading.Thread(target=self._wait_for_return, name="redis-probe", daemon=True).start()
 
@@ -108,6 +115,7 @@ class Store:
         # On probation: if it fails at once, that once is enough.
         self._failures = MAX_FAILURES - 1
         self.away = False
+        REDIS_AVAILABLE.of(self._name).set(1)
         log.info("redis is back", redis=self._name)
 
     def _is_back(self) -> bool:

@@ -34,6 +34,7 @@ PUBLIC_PATHS = {
     "/v2/health/live",
     "/v2/health/ready",
     "/openapi.json",
+    "/metrics",
     TOKEN,
     "/.well-known/jwks.json",
     "/.well-known/oauth-authorization-server",

@@ -34,6 +34,9 @@ GETS = [
     "/v2/models/scale/versions/1/ready",
     "/v2/models/scale/config",
     "/v2/models/scale/versions/1/config",
+    "/v2/models/stats",
+    "/v2/models/scale/stats",
+    "/v2/models/scale/versions/1/stats",
     "/v1/models",
     "/v1/models/scale",
     "/openapi.json",
@@ -45,9 +48,9 @@ def digest(client: Client, model: str) -> str:
 
 
 def test_every_get_of_the_document_is_tested(client: Client) -> None:
-    """The list of this file is that of the document, but for jobs, which have tests of their own."""
+    """The list of this file is that of the document, but for jobs and metrics, which have tests of their own."""
     gets = {path for path, item in client.document["paths"].items() if "get" in item}
-    templates = {path for path in gets if not path.startswith("/v1/jobs")}
+    templates = {path for path in gets if not path.startswith(("/v1/jobs", "/metrics"))}
     assert {path.replace("scale", "{model}").replace("versions/1", "versions/{version}") for path in GETS} == templates
 
 
@@ -75,6 +78,7 @@ def test_the_server_says_what_it_is(client: Client) -> None:
             "model_configuration",
             "model_repository",
             "model_repository(unload_dependents)",
+            "statistics",
         ],
     }
 

@@ -25,10 +25,11 @@ OURS = {path.parent.name for path in SERVICES.glob("*/__init__.py")}
 WEB = {"falcon", "gunicorn", "meinheld", "httptools"}
 # Of ours, besides itself, and of what serves HTTP.
 MAY_IMPORT = {
-    "inference_core": set(),
+    "observability": set(),
+    "inference_core": {"observability"},
     "access_control": {"inference_core"},
-    "batch_worker": {"inference_core"},
-    "inference_api": {"inference_core", "access_control", *WEB},
+    "batch_worker": {"inference_core", "observability"},
+    "inference_api": {"inference_core", "access_control", "observability", *WEB},
     "model_tools": {"inference_core"},
     "command_line": OURS,
 }

@@ -275,7 +275,7 @@ def test_one_owner_has_a_share_of_the_disk_and_no_more(tmp_path: Path) -> None:
 
 def test_what_is_removed_makes_room(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "OWNERS_PART", 1)
-    store._max_bytes = 3000
+    store.max_bytes = 3000
     stored = submit(store, [bytes(2000)])
     with pytest.raises(Unavailable):
         submit(store, [bytes(2000)])

@@ -50,13 +50,17 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Refusal(Exception):
-    """What is wrong with a request before the application sees it; `keeps` if its connection is as good as before."""
+    """What is wrong with a request before the application sees it; `keeps` if its connection is as good as before.
 
-    def __init__(self, status: int, detail: str, *, keeps: bool = False) -> None:
+    `too_much`: of what there is, if that is all that is wrong.
+    """
+
+    def __init__(self, status: int, detail: str, *, keeps: bool = False, too_much: str = "") -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.keeps = keeps
+        self.too_much = too_much
 
 
 class StopParsing(Exception):

@@ -35,7 +35,7 @@ KEEP_WITHIN_SECONDS = 1e-3
 MAX_ASIDE = 8
 # In a turn, once the queue is long.
 MAX_ACCEPTS = 64
-FULL = Refusal(503, "the server has more requests than it can answer in time; try again", keeps=True)
+FULL = Refusal(503, "the server has more requests than it can answer in time; try again", keeps=True, too_much="queue")
 CONTINUE = Response(b"HTTP/1.1 100 Continue\r\n\r\n", None, close=False)
 
 
@@ -396,7 +396,8 @@ class LlhttpWorker(Worker):  # type: ignore[misc]  # Gunicorn has no types
 
     def _run_aside(self, connection: Connection, request: Request) -> None:
         if self._aside >= MAX_ASIDE:
-            request.refusal = Refusal(503, f"expected at most {MAX_ASIDE} such requests at a time, got more")
+            detail = f"expected at most {MAX_ASIDE} such requests at a time, got more"
+            request.refusal = Refusal(503, detail, too_much="aside")
             self._send(connection, respond(self.wsgi, request, self._keep_within(connection)))
             return
         self._aside += 1

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from email.utils import formatdate
 from typing import Any
 
+import falcon
 import structlog
 
 from inference_api.error_handlers import RETRY_AFTER_SECONDS, error_body
-from inference_api.middleware import REQUEST_ID
+from inference_api.observation import NO_ROUTE, REQUEST_ID
 from inference_api.workers.connection import Environ, Request
+from observability.families import REQUESTS, SHED
+from observability.metrics import OTHER
 
 # PERF: up to this size head and body are copied together and leave in one system call.
 JOINED_BYTES = 64 << 10
@@ -45,6 +48,8 @@ def respond(app: WsgiApp, request: Request, keep_within: float) -> Response:
     environ = request.environ
     if request.refusal:
         keep_alive = request.keep_alive and request.refusal.keeps and keep_within != CLOSE
+        if request.refusal.too_much:
+            SHED.of(request.refusal.too_much).add()
         return _own(environ, request.refusal.status, request.refusal.detail, keep_alive=keep_alive)
     started: list[Any] = []
 
@@ -105,6 +110,9 @@ def _head(status: str, headers: Headers, extra: str, keep_alive: bool) -> bytes:
 
 
 def _own(environ: Environ, status: int, detail: str, *, keep_alive: bool = False) -> Response:
+    """Of the server, not of the application, which never hears of the request."""
+    method = environ.get("REQUEST_METHOD", "")
+    REQUESTS.of(NO_ROUTE, method if method in falcon.HTTP_METHODS else OTHER, "", "", str(status)).add()
     given = environ.get("HTTP_X_REQUEST_ID", "")
     request_id = given if REQUEST_ID.fullmatch(given) else ""
     body, media_type = error_body(environ.get("PATH_INFO", ""), status, detail, request_id)

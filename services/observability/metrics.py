@@ -1,0 +1,250 @@
+"""Counting and measuring, right with many processes and when they are killed: what a family and a series are.
+
+Each process keeps its numbers in a file that is mapped into its memory (`attach`): to count is one addition, and the
+number outlives the process. `exposition` adds up the files of all processes of a server.
+
+NOTE: prometheus_client does the same for 2 us a number, which a small model has no time for, keeps the files of the
+dead for ever, and reads a server's in seconds after some thousand of them (its issues 204 and 568).
+"""
+
+import bisect
+import fcntl
+import mmap
+import os
+import secrets
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import msgspec
+
+# A process's file: the size of the directory in use, the directory, and then the numbers (float64). In the directory,
+# for each series, the size of its entry and the entry in MessagePack.
+SIZE = struct.Struct("=q")
+DIRECTORY_BYTES, SLOTS = 512 << 10, 32 << 10
+VALUES_AT = SIZE.size + DIRECTORY_BYTES
+FILE_BYTES = VALUES_AT + 8 * SLOTS
+SUFFIX = ".numbers"
+# SECURITY: series of one family. What is beyond is counted under OTHER.
+MAX_SERIES = 400
+OTHER = "other"
+# Seconds, close where objectives are.
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+# How the numbers of several processes become one; of gauges, those of processes that live.
+Merge = Literal["sum", "max", "min"]
+Labels = tuple[str, ...]
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """A series in a directory; `at` is the place of its first number."""
+
+    family: str
+    labels: Labels
+    at: int
+
+
+class Counter:
+    """A series of one number, also of a gauge."""
+
+    __slots__ = ("at", "lock", "values")
+
+    def __init__(self, memory: "Memory", at: int) -> None:
+        self.values = memory.values
+        self.lock = memory.lock
+        self.at = at
+
+    def add(self, amount: float = 1.0) -> None:
+        with self.lock:
+            self.values[self.at] += amount
+
+    def set(self, value: float) -> None:
+        self.values[self.at] = value
+
+    def get(self) -> float:
+        return self.values[self.at]
+
+
+class Histogram:
+    """A series of a count for each bucket, one for what is beyond, and the sum."""
+
+    __slots__ = ("at", "buckets", "lock", "sum_at", "values")
+
+    def __init__(self, memory: "Memory", at: int, buckets: tuple[float, ...]) -> None:
+        self.values = memory.values
+        self.lock = memory.lock
+        self.at = at
+        self.buckets = buckets
+        self.sum_at = at + len(buckets) + 1
+
+    def observe(self, value: float) -> None:
+        at = self.at + bisect.bisect_left(self.buckets, value)
+        with self.lock:
+            self.values[at] += 1.0
+            self.values[self.sum_at] += value
+
+
+class Group:
+    """Series that are counted in together. PERF: at half of what each by itself takes, as the lock is taken once.
+
+    `counters` by their families; `histograms` must all have the same buckets.
+    """
+
+    __slots__ = ("_buckets", "_counters", "_histograms", "_lock", "_values")
+
+    def __init__(self, counters: Sequence[Counter], histograms: Sequence[Histogram]) -> None:
+        first = histograms[0]
+        self._values, self._lock, self._buckets = first.values, first.lock, first.buckets
+        self._counters = tuple(counter.at for counter in counters)
+        self._histograms = tuple((histogram.at, histogram.sum_at) for histogram in histograms)
+
+    def count(self, amounts: Iterable[float], measured: Iterable[float]) -> None:
+        """An amount for each counter, a value for each histogram."""
+        values, buckets = self._values, self._buckets
+        with self._lock:
+            for at, amount in zip(self._counters, amounts):  # noqa: B905  # PERF: strict costs as much as an addition
+                values[at] += amount
+            for (at, sum_at), value in zip(self._histograms, measured):  # noqa: B905  # the same
+                values[at + bisect.bisect_left(buckets, value)] += 1.0
+                values[sum_at] += value
+
+
+class Memory:
+    """The numbers of this process: in a file of `folder`, or in its own memory until there is one."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.lock = threading.Lock()
+        self._buffer = mmap.mmap(-1, FILE_BYTES) if folder is None else _create(folder)
+        self.values = memoryview(self._buffer)[VALUES_AT:].cast("d")
+        self._used = 0
+        self._slots = 0
+
+    def copy(self) -> bytes:
+        return self._buffer[:]
+
+    def register(self, family: str, labels: Labels, slots: int) -> int | None:
+        """The place of a new series; None if there is no room."""
+        entry = msgspec.msgpack.encode(Entry(family, labels, self._slots))
+        end = self._used + SIZE.size + len(entry)
+        if end > DIRECTORY_BYTES or self._slots + slots > SLOTS:
+            return None
+        at = self._slots
+        start = SIZE.size + self._used
+        self._buffer[start : SIZE.size + end] = SIZE.pack(len(entry)) + entry
+        self._slots += slots
+        self._used = end
+        SIZE.pack_into(self._buffer, 0, end)  # last: nobody reads half an entry
+        return at
+
+
+class Registry:
+    """All families, and where this process counts."""
+
+    def __init__(self) -> None:
+        self.families: dict[str, Family[Any]] = {}
+        self.lock = threading.RLock()
+        self.memory = Memory()
+
+    def attach(self, folder: Path) -> None:
+        """From now on count in a file of `folder`, from zero: call it in each process, after the fork."""
+        with self.lock:
+            self.memory = Memory(folder)
+            for family in self.families.values():
+                family.forget()
+
+
+Series = TypeVar("Series", Counter, Histogram)
+
+
+class Family(Generic[Series]):
+    """A metric: `labels` are the names of its labels; `merge` is for gauges."""
+
+    def __init__(
+        self, name: str, text: str, labels: Labels = (), buckets: tuple[float, ...] = (), merge: Merge | None = None
+    ) -> None:
+        self.name: str = f"tiercel_{name}"
+        self.help: str = text
+        self.labels: Labels = labels
+        self.buckets: tuple[float, ...] = buckets
+        self.merge: Merge = merge or "sum"
+        self.kind: str = "histogram" if buckets else "gauge" if merge else "counter"
+        self.slots: int = len(buckets) + 2 if buckets else 1
+        self._series: dict[Labels, Series] = {}
+        if self.name in REGISTRY.families:
+            raise ValueError(f"{self.name}: declared twice")
+        REGISTRY.families[self.name] = self
+
+    def of(self, *labels: str) -> Series:
+        """The series with these values of the labels, in their order."""
+        found = self._series.get(labels)
+        return self._new(labels) if found is None else found
+
+    def forget(self) -> None:
+        self._series = {}
+
+    def _new(self, labels: Labels) -> Series:
+        if len(labels) != len(self.labels):
+            raise ValueError(f"{self.name}: expected values of {self.labels}, got {labels}")
+        with REGISTRY.lock:
+            if found := self._series.get(labels):  # another thread was quicker
+                return found
+            others = (OTHER,) * len(labels)
+            if len(self._series) < MAX_SERIES or labels == others:
+                return self._register(labels)
+            SERIES_REFUSED.of().add()
+            return self._series.get(others) or self._register(others)
+
+    def _register(self, labels: Labels) -> Series:
+        memory = REGISTRY.memory
+        at = memory.register(self.name, labels, self.slots)
+        if at is None:  # nobody sees what is counted there
+            SERIES_REFUSED.of().add()
+            memory, at = NOWHERE, 0
+        series = Histogram(memory, at, self.buckets) if self.buckets else Counter(memory, at)
+        self._series[labels] = cast("Series", series)
+        return self._series[labels]
+
+
+REGISTRY = Registry()
+NOWHERE = Memory()
+
+
+def counter(name: str, text: str, *labels: str) -> Family[Counter]:
+    return Family(name, text, labels)
+
+
+def gauge(name: str, text: str, *labels: str, merge: Merge) -> Family[Counter]:
+    return Family(name, text, labels, merge=merge)
+
+
+def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Family[Histogram]:
+    return Family(name, text, labels, buckets)
+
+
+SERIES_REFUSED = counter("series_refused_total", "Series that are counted as other, as there are too many.")
+SERIES_REFUSED.of()
+
+
+def _create(folder: Path) -> mmap.mmap:
+    """A file of this process, which holds its lock for as long as it lives."""
+    name = f"{os.getpid()}-{secrets.token_hex(4)}"
+    with (folder / name).open("xb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.dup(file.fileno())  # which keeps it locked
+        file.truncate(FILE_BYTES)
+        (folder / name).rename(folder / f"{name}{SUFFIX}")  # unlocked, it would be taken for a dead one's
+        return mmap.mmap(file.fileno(), FILE_BYTES)
+
+
+def read(data: bytes) -> Iterator[tuple[Entry, tuple[float, ...]]]:
+    """The series in a process's file, those of families that there are."""
+    values = memoryview(data)[VALUES_AT:].cast("d")
+    at, end = SIZE.size, SIZE.size + SIZE.unpack_from(data)[0]
+    while at < end:
+        (size,) = SIZE.unpack_from(data, at)
+        entry = msgspec.msgpack.decode(data[at + SIZE.size : at + SIZE.size + size], type=Entry)
+        at += SIZE.size + size
+        if family := REGISTRY.families.get(entry.family):
+            yield entry, tuple(values[entry.at : entry.at + family.slots])
