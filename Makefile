@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 SYNC = $(UV) sync --quiet --locked --inexact $(if $(filter serve,$*),,--group $*)
 FALLBACK = { echo 'That failed; once more without meinheld, which needs a C compiler and Python headers.' >&2; $(SYNC) --no-install-package meinheld; }
 
-.PHONY: help serve stack token certs up down logs test e2e check fix models bench clean
+.PHONY: help serve stack token certs up down logs test e2e check fix dashboards models bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -45,6 +45,9 @@ check: .venv/.check .venv/.test ## lint and types; edits nothing
 
 fix: .venv/.check ## what the linter can mend by itself
 	.venv/bin/ruff check --fix && .venv/bin/ruff format
+
+dashboards: .venv/.check ## Grafana's dashboards, from monitoring/dashboards.py
+	$(PYTHON) -m monitoring.dashboards
 
 models: .venv-models/.done ## rebuild the shipped models from their sources (installs PyTorch)
 	for model in efficientnet-lite0 breast-cancer; do PYTHONPATH=services .venv-models/bin/python models/$$model/recipe.py || exit 1; done

@@ -135,6 +135,9 @@ def _filled_in(text: str, configuration: Configuration) -> str:
 
 
 def _write_prometheus_yml(configuration: Configuration) -> None:
-    text = PROMETHEUS.read_text().replace("127.0.0.1:9090", f"127.0.0.1:{configuration.environment['PROMETHEUS_PORT']}")
-    text = text.replace("[rules/", f"[{PROMETHEUS.parent.resolve()}/rules/")
+    text = PROMETHEUS.read_text().replace("[rules/", f"[{PROMETHEUS.parent.resolve()}/rules/")
+    text = text.replace("127.0.0.1:9090", f"127.0.0.1:{configuration.environment['PROMETHEUS_PORT']}")
+    bind = configuration.environment["TIERCEL_BIND"]
+    if not bind.startswith("unix:"):  # which Prometheus can not ask; it says so of the address that is left
+        text = text.replace("127.0.0.1:8000", bind)
     (configuration.folder / "prometheus.yml").write_text(text)

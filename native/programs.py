@@ -72,6 +72,6 @@ def _run(*command: str) -> None:
 
 if __name__ == "__main__":  # for `make test`, which also needs a Redis of this decade: the one that is fetched is 6.2
     try:
-        ensure(os.pathsep.join((os.environ.get("PATH", ""), *SYSTEM)))
+        ensure(os.pathsep.join((os.environ.get("PATH", ""), *SYSTEM)), (*NEEDED, "prometheus"))
     except MissingError as error:
         sys.exit(str(error))

@@ -54,6 +54,10 @@ class Stack:
     def docker(self, *arguments: str, stdin: str = "") -> str:
         return subprocess.run(["docker", *arguments], input=stdin, capture_output=True, text=True, check=True).stdout
 
+    def url(self, service: str) -> str:
+        """Of prometheus, alertmanager, grafana or jaeger, as operators reach it."""
+        return f"http://127.0.0.1:{self._environ[f'{service.upper()}_PORT']}"
+
     @property
     def project(self) -> str:
         return self._environ["COMPOSE_PROJECT_NAME"]
