@@ -22,6 +22,7 @@ DEFAULTS = {
     "EDGE_STATUS_PORT": "8081",
     "PROMETHEUS_PORT": "9090",
     "TIERCEL_BIND": "127.0.0.1:8000",
+    "TIERCEL_METRICS_BIND": "127.0.0.1:8082",
     # NGINX has stopped before the API is told to: nobody is left who has yet to notice.
     "TIERCEL_DRAIN_SECONDS": "0",
 }
@@ -57,6 +58,7 @@ def check(environment: Mapping[str, str]) -> None:
     settings = read_settings(environment)
     make_plan(settings, granted_cpus())
     _check_free("TIERCEL_BIND", settings.bind, "127.0.0.1:8001")
+    _check_free("TIERCEL_METRICS_BIND", settings.metrics_bind, "127.0.0.1:9082")
     for name in PORTS:
         text = environment[name]
         if not text.isdecimal() or not 1 <= int(text) < 1 << 16:
@@ -137,7 +139,9 @@ def _filled_in(text: str, configuration: Configuration) -> str:
 def _write_prometheus_yml(configuration: Configuration) -> None:
     text = PROMETHEUS.read_text().replace("[rules/", f"[{PROMETHEUS.parent.resolve()}/rules/")
     text = text.replace("127.0.0.1:9090", f"127.0.0.1:{configuration.environment['PROMETHEUS_PORT']}")
+    text = text.replace("127.0.0.1:8081", f"127.0.0.1:{configuration.environment['EDGE_STATUS_PORT']}")
     bind = configuration.environment["TIERCEL_BIND"]
     if not bind.startswith("unix:"):  # which Prometheus can not ask; it says so of the address that is left
         text = text.replace("127.0.0.1:8000", bind)
+    text = text.replace("127.0.0.1:8082", configuration.environment["TIERCEL_METRICS_BIND"])
     (configuration.folder / "prometheus.yml").write_text(text)

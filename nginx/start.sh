@@ -59,12 +59,22 @@ for file in "$here"/nginx.conf "$here"/snippets/*.conf; do
     sed -e "$values" "$file" > "$EDGE_RUN_DIR/${file#"$here"/}"
 done
 
+# When the certificate ends that NGINX is about to load, for Prometheus (/certificate of the status port). A machine whose
+# `date` does not read dates goes without.
+tell_end_of_certificate() {
+    rm -f "$EDGE_RUN_DIR/certificate"
+    end=$(openssl x509 -noout -enddate -in "$EDGE_TLS_DIR/server.crt") || return 0
+    seconds=$(date -d "${end#*=}" +%s) || return 0
+    printf '# TYPE %s gauge\n%s %s\n' \
+        tiercel_certificate_not_after_seconds tiercel_certificate_not_after_seconds "$seconds" > "$EDGE_RUN_DIR/certificate"
+}
+
 run() {
     nginx -e stderr -p "$EDGE_RUN_DIR" -c "$EDGE_RUN_DIR/nginx.conf" "$@"
 }
 case ${1:-start} in
-    start) exec nginx -e stderr -p "$EDGE_RUN_DIR" -c "$EDGE_RUN_DIR/nginx.conf" -g "daemon off;" ;;
-    reload) run -t -q && run -s reload ;;
+    start) tell_end_of_certificate; exec nginx -e stderr -p "$EDGE_RUN_DIR" -c "$EDGE_RUN_DIR/nginx.conf" -g "daemon off;" ;;
+    reload) run -t -q && tell_end_of_certificate && run -s reload ;;
     check) run -t ;;
     *) echo "start.sh: expected start, reload or check, got $1" >&2; exit 2 ;;
 esac

@@ -38,7 +38,7 @@ PROCESS: Families = {
     "tiercel_workers": [""],
 }
 API: Families = PROCESS | {
-    "tiercel_requests_total": each(label("route", *ROUTES), OF_MODELS, STATUSES),
+    "tiercel_requests_total": each(label("route", *ROUTES), label("method", "POST"), OF_MODELS, STATUSES),
     "tiercel_request_seconds": each(label("route", *ROUTES), OF_NAMES),
     "tiercel_queue_seconds": [""],
     "tiercel_compute_input_seconds": OF_MODELS,
@@ -49,25 +49,24 @@ API: Families = PROCESS | {
     "tiercel_prediction_rows_total": OF_MODELS,
     "tiercel_prediction_cpu_seconds_total": OF_MODELS,
     "tiercel_requests_in_flight": [""],
-    "tiercel_shed_total": label("reason", "queue", "connections", "deadline", "aside", "timeout"),
+    "tiercel_shed_total": label("reason", "queue", "deadline", "aside"),
     "tiercel_cache_requests_total": each(
-        OF_NAMES, label("outcome", "hit", "miss", "coalesced", "bypass", "request", "error")
+        OF_MODELS, label("outcome", "hit", "miss", "coalesced", "bypass", "refreshed", "unkept")
     ),
     "tiercel_quota_requests_total": each(label("quota", "requests", "jobs"), label("outcome", "allowed", "refused")),
     "tiercel_auth_refusals_total": label("reason", "missing", "expired", "signature", "scope"),
+    "tiercel_tokens_issued_total": label("outcome", "issued", "refused"),
     "tiercel_jobs_accepted_total": OF_NAMES,
-    "tiercel_job_submissions_total": label("outcome", "accepted", "refused"),
     "tiercel_model_info": each(OF_MODELS, label("digest", "sha256:0123456789abcdef")),
     "tiercel_model_load_seconds": OF_MODELS,
     "tiercel_worker_starts_total": [""],
     "tiercel_threads_per_inference": [""],
     "tiercel_workers_planned": [""],
     "tiercel_redis_available": label("redis", "cache", "queue"),
-    "tiercel_redis_errors_total": [""],
+    "tiercel_redis_errors_total": label("redis", "cache"),
     "tiercel_ready": [""],
     "tiercel_series_dropped_total": [""],
     "tiercel_metrics_scrape_seconds": [""],
-    "tiercel_certificate_not_after_seconds": [""],
 }
 WORKER: Families = PROCESS | {
     "tiercel_jobs": label("status", "queued", "running", "succeeded", "failed", "cancelled"),
@@ -85,6 +84,7 @@ REDIS = label("instance", "redis-cache:6379", "redis-queue:6379")
 # As their exporters have them; instances are kept with honor_labels.
 OTHERS: Families = {
     "nginx_up": [""],
+    "tiercel_certificate_not_after_seconds": [""],
     "nginx_http_requests_total": [""],
     **{f"nginx_connections_{state}": [""] for state in ("reading", "writing", "waiting")},
     "redis_up": REDIS,

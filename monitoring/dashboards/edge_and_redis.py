@@ -68,11 +68,12 @@ ROWS = [
         ),
         graph(
             "Refused for a reason of the client's",
-            "Per second: over a quota (429), or without a token that is good for it (401, 403).",
+            "Per second: over a quota (429), without a token that is good for it (401, 403), or not given one (401).",
             "reqps",
             {
                 "quota {{quota}}": rate("tiercel_quota_requests_total", "quota", 'outcome="refused"'),
                 "token {{reason}}": rate("tiercel_auth_refusals_total", "reason"),
+                "no token issued": rate("tiercel_tokens_issued_total", "outcome", 'outcome="refused"'),
             },
             stacked=True,
         ),

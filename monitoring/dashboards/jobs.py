@@ -2,6 +2,7 @@
 
 from monitoring.dashboards.panels import graph, rate, stat
 
+SUBMISSIONS = 'route="/v1/jobs",method="POST"'
 DURATIONS = "sum by (le, model) (increase(tiercel_job_seconds_bucket[1h]))"
 
 ROWS = [
@@ -49,7 +50,7 @@ ROWS = [
             "Jobs per minute: what became of submissions, how many were accepted for each model, and how they ended.",
             "none",
             {
-                "submission {{outcome}}": f"60 * {rate('tiercel_job_submissions_total', 'outcome')}",
+                "submission {{status}}": f"60 * {rate('tiercel_requests_total', 'status', SUBMISSIONS)}",
                 "accepted {{model}}": f"60 * {rate('tiercel_jobs_accepted_total', 'model')}",
                 "{{status}} {{model}}": f"60 * {rate('tiercel_jobs_ended_total', 'model, status')}",
             },

@@ -48,6 +48,7 @@ def exposition() -> str:
 
 def serve_metrics(bind: str) -> ThreadingHTTPServer:
     """In threads, until the process ends."""
+    families.begin_at_zero()
     families.WORKER_STARTS.of().add()
     what = (version("tiercel"), platform.python_version(), version("onnxruntime"), WORKER_CLASS)
     families.BUILD_INFO.of(*what).set(1)

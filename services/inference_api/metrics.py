@@ -102,6 +102,7 @@ class StatisticsResource(Resource):
 def tell_what_runs(settings: Settings) -> None:
     """The figures that do not change as long as this process lives."""
     plan = make_plan(settings, granted_cpus())
+    families.begin_at_zero()
     families.WORKER_STARTS.of().add()
     families.WORKERS_PLANNED.of().set(plan.workers)
     families.INFERENCE_THREADS.of().set(plan.intra_op_threads)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
 import falcon
@@ -27,7 +28,7 @@ from observability.tracing import Clock, Span, Trace, Tracer, random_id, trace_o
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9-]{8,64}")
 # Of a path that no route has.
-NO_ROUTE = "none"
+NO_ROUTE = "unknown"
 # Who asks each few seconds whether this server is well: not worth a line, as long as it is.
 QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
 SERVER_ERROR = 500
@@ -197,13 +198,14 @@ class Observer:
             self._trace(observation)
         self._waiting.append(observation)
         if len(self._waiting) >= BATCH:
-            self.flush()
+            self._try_to_flush()
 
     def _new_counter(self, key: tuple[str, ...]) -> Counter:
         route, method, *others = key
-        # SECURITY: a label is never what a client has made up.
-        method = method if method in falcon.HTTP_METHODS else OTHER
-        found = self._answered[key] = families.REQUESTS.of(route, method, *others)
+        # SECURITY: a label is never what a client has made up, nor is that remembered here.
+        if method not in falcon.HTTP_METHODS:
+            return families.REQUESTS.of(route, OTHER, *others)
+        found = self._answered[key] = families.REQUESTS.of(*key)
         return found
 
     def _count(self, observation: Observation) -> None:
@@ -264,9 +266,13 @@ class Observer:
     def _flush_for_ever(self) -> None:
         while True:
             time.sleep(DELAY_SECONDS)
-            try:
-                self.flush()
-            except Exception:  # such as nobody to read what is written: this thread must go on
+            self._try_to_flush()
+
+    def _try_to_flush(self) -> None:
+        try:
+            self.flush()
+        except Exception:  # such as nobody to read what is written: requests, and the thread, must go on
+            with suppress(OSError):  # nor this
                 log.exception("requests cannot be logged")
 
 

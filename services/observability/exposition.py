@@ -47,7 +47,11 @@ def collect(folder: Path | None) -> Collected:
     with (folder / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         dead, bury = _read_dead(folder), []
-        numbers: Numbers = {(name, labels): values for name, labels, values in dead.numbers}
+        numbers: Numbers = {
+            (name, labels): values
+            for name, labels, values in dead.numbers
+            if (family := REGISTRY.families.get(name)) and family.fits(labels, values)
+        }
         living: Numbers = {}
         pids = []
         for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -55,7 +59,7 @@ def collect(folder: Path | None) -> Collected:
                 is_dead = _is_free(file.fileno())
                 try:
                     series = list(read(file.read()))
-                except (ValueError, struct.error, msgspec.DecodeError):  # half written on a full disk
+                except (ValueError, TypeError, struct.error, msgspec.DecodeError):  # half written on a full disk
                     series = []
                 if not is_dead:
                     _add(living, series, gauges=True)
@@ -69,8 +73,7 @@ def collect(folder: Path | None) -> Collected:
             for path in bury:
                 path.unlink()
     for key, values in numbers.items():
-        if key[0] in REGISTRY.families:
-            living[key] = list(map(sum, zip(values, living[key], strict=True))) if key in living else values
+        living[key] = list(map(sum, zip(values, living[key], strict=True))) if key in living else values
     return Collected(living, pids)
 
 
@@ -120,7 +123,7 @@ def _add(numbers: Numbers, series: Iterable[Any], *, gauges: bool) -> None:
 def _read_dead(folder: Path) -> Dead:
     try:
         return msgspec.msgpack.decode((folder / OF_THE_DEAD).read_bytes(), type=Dead)
-    except FileNotFoundError:
+    except (FileNotFoundError, msgspec.DecodeError):  # the first of all; a power cut's, or another release's
         return Dead()
 
 
@@ -171,7 +174,7 @@ def by_label(numbers: Numbers, family: Family[Any], name: str, **labels: str) ->
 
 def put(numbers: Numbers, family: Family[Any], value: float, *labels: str) -> None:
     """A number that is known of the whole server."""
-    numbers[family.name, labels] = [value]
+    numbers[family.name, labels] = [float(value)]
 
 
 def _chosen(numbers: Numbers, family: Family[Any], labels: Mapping[str, str]) -> Iterator[tuple[Labels, list[float]]]:

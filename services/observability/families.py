@@ -1,6 +1,6 @@
 """Every metric there is: its name, what it says, its labels. Seconds and bytes; `monitoring/` reads these names."""
 
-from observability.metrics import counter, gauge, histogram
+from observability.metrics import REGISTRY, Counter, Family, Labels, counter, gauge, histogram
 
 MODEL = ("model", "version")
 
@@ -26,7 +26,7 @@ CACHE_REQUESTS = counter("cache_requests_total", "How the cache took part in pre
 # Access.
 QUOTAS = counter("quota_requests_total", "Requests that were counted under a quota.", "quota", "outcome")
 AUTH_REFUSALS = counter("auth_refusals_total", "Requests refused for want of a good token.", "reason")
-TOKENS = counter("tokens_total", "Requests for a token.", "outcome")
+TOKENS = counter("tokens_issued_total", "Requests for a token: issued, or refused.", "outcome")
 
 # Models.
 MODEL_INFO = gauge("model_info", "A version that is served; 1.", *MODEL, "digest", merge="max")
@@ -57,12 +57,29 @@ WORKERS_PLANNED = gauge("workers_planned", "Worker processes that there should b
 WORKER_STARTS = counter("worker_starts_total", "Worker processes that have started.")
 WORKER_BYTES = gauge("worker_resident_bytes", "Memory of a worker, numbered by age.", "worker", merge="max")
 PROCESS_CPU_SECONDS = counter("cpu_seconds_total", "CPU time of all workers, as of their last request.")
-INFERENCE_THREADS = gauge("inference_threads", "Threads of an inference.", merge="max")
+INFERENCE_THREADS = gauge("threads_per_inference", "Threads of an inference.", merge="max")
 BUILD_INFO = gauge("build_info", "What runs; 1.", "version", "python", "onnxruntime", "worker_class", merge="max")
 REDIS_AVAILABLE = gauge("redis_available", "Whether workers ask Redis; 0 as long as it is away.", "redis", merge="min")
 REDIS_ERRORS = counter("redis_errors_total", "Commands that Redis did not answer, or refused.", "redis")
 SPANS = counter("spans_total", "Spans of traces, exported or dropped.", "outcome")
-SCRAPE_SECONDS = gauge("scrape_seconds", "What it took to collect these figures.", merge="max")
-CERTIFICATE_NOT_AFTER = gauge(
-    "certificate_not_after_seconds", "When the server's certificate expires, in seconds of the day 1970.", merge="min"
-)
+SCRAPE_SECONDS = gauge("metrics_scrape_seconds", "What it took to collect these figures.", merge="max")
+
+# What the values of a label can be, where they are few.
+CLOSED: dict[Family[Counter], tuple[Labels, ...]] = {
+    SHED: (("queue",), ("aside",), ("deadline",)),
+    AUTH_REFUSALS: (("missing",), ("malformed",), ("expired",), ("signature",), ("revoked",), ("scope",)),
+    TOKENS: (("issued",), ("refused",)),
+    QUOTAS: (("default", "allowed"), ("default", "refused")),
+    SPANS: (("exported",), ("dropped",)),
+    WEBHOOKS: (("delivered",), ("failed",), ("given_up",)),
+}
+
+
+def begin_at_zero() -> None:
+    """So that the first of its kind is seen to be one more than none."""
+    for family in REGISTRY.families.values():
+        if not family.labels and family.kind != "gauge":
+            family.of()
+    for family, values in CLOSED.items():
+        for labels in values:
+            family.of(*labels)

@@ -27,6 +27,8 @@ DIRECTORY_BYTES, SLOTS = 512 << 10, 32 << 10
 VALUES_AT = SIZE.size + DIRECTORY_BYTES
 FILE_BYTES = VALUES_AT + 8 * SLOTS
 SUFFIX = ".numbers"
+# The first numbers are nobody's: what has no room is counted there, for nobody to see.
+NOWHERE, NOWHERE_SLOTS = 0, 64
 # SECURITY: series of one family. What is beyond is counted under OTHER.
 MAX_SERIES = 400
 OTHER = "other"
@@ -119,7 +121,7 @@ class Memory:
         self._buffer = mmap.mmap(-1, FILE_BYTES) if folder is None else _create(folder)
         self.values = memoryview(self._buffer)[VALUES_AT:].cast("d")
         self._used = 0
-        self._slots = 0
+        self._slots = NOWHERE_SLOTS
 
     def copy(self) -> bytes:
         return self._buffer[:]
@@ -153,6 +155,7 @@ class Registry:
             self.memory = Memory(folder)
             for family in self.families.values():
                 family.forget()
+            SERIES_REFUSED.of()  # at once: it must have a place when there is none
 
 
 Series = TypeVar("Series", Counter, Histogram)
@@ -184,6 +187,10 @@ class Family(Generic[Series]):
     def forget(self) -> None:
         self._series = {}
 
+    def fits(self, labels: Labels, values: Sequence[float]) -> bool:
+        """Whether that can be a series of this family; else it was cut short, or is another release's."""
+        return len(labels) == len(self.labels) and len(values) == self.slots
+
     def _new(self, labels: Labels) -> Series:
         if len(labels) != len(self.labels):
             raise ValueError(f"{self.name}: expected values of {self.labels}, got {labels}")
@@ -199,16 +206,15 @@ class Family(Generic[Series]):
     def _register(self, labels: Labels) -> Series:
         memory = REGISTRY.memory
         at = memory.register(self.name, labels, self.slots)
-        if at is None:  # nobody sees what is counted there
+        if at is None:
             SERIES_REFUSED.of().add()
-            memory, at = NOWHERE, 0
+            at = NOWHERE
         series = Histogram(memory, at, self.buckets) if self.buckets else Counter(memory, at)
         self._series[labels] = cast("Series", series)
         return self._series[labels]
 
 
 REGISTRY = Registry()
-NOWHERE = Memory()
 
 
 def counter(name: str, text: str, *labels: str) -> Family[Counter]:
@@ -223,7 +229,7 @@ def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = S
     return Family(name, text, labels, buckets)
 
 
-SERIES_REFUSED = counter("series_refused_total", "Series that are counted as other, as there are too many.")
+SERIES_REFUSED = counter("series_dropped_total", "Series that are counted as other, as there are too many.")
 SERIES_REFUSED.of()
 
 
@@ -246,5 +252,6 @@ def read(data: bytes) -> Iterator[tuple[Entry, tuple[float, ...]]]:
         (size,) = SIZE.unpack_from(data, at)
         entry = msgspec.msgpack.decode(data[at + SIZE.size : at + SIZE.size + size], type=Entry)
         at += SIZE.size + size
-        if family := REGISTRY.families.get(entry.family):
-            yield entry, tuple(values[entry.at : entry.at + family.slots])
+        family = REGISTRY.families.get(entry.family)
+        if family and family.fits(entry.labels, numbers := tuple(values[entry.at : entry.at + family.slots])):
+            yield entry, numbers

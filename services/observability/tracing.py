@@ -20,9 +20,9 @@ import msgspec
 if TYPE_CHECKING:
     from observability.span_export import SpanQueue
 
-# W3C Trace Context, section 3.2; of later versions as much as is known.
+# W3C Trace Context, section 3.2; of later versions as much as is known, and only they may say more.
 TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.{0,200})?"
+    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.{0,200})?"
 )
 # NGINX has started the trace: the span that it names is nobody's.
 BY_THE_EDGE = "tiercel=edge"

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from edge import FIRST_START, Edge, StandIn, make_certificate
 from load import Load
 from servers import Answer, Server, held, wait_until
@@ -143,14 +144,29 @@ def test_a_new_certificate_is_presented_and_costs_no_connection(
     with Edge(socket_path, tls, tmp_path / "edge") as edge, Load(edge, PREDICT, INSTANCES, keep_alive=False) as load:
         go_on(load)
         old = presented(edge)
+        assert told_to_prometheus(edge) == end(old)
         folders = ["--tls", str(tls), "--ca", str(tmp_path / "ca"), "--secrets", str(tmp_path / "secrets")]
         subprocess.run([sys.executable, str(FIRST_START), *folders, "--renew-certificate"], check=True)
         edge.reload()
         new = ssl.PEM_cert_to_DER_cert((tls / "server.crt").read_text())
         wait_until(lambda: presented(edge) == new, "the new certificate is presented")
         assert new != old
+        assert told_to_prometheus(edge) == end(new)
         go_on(load)
     assert load.failed == {}
+
+
+def told_to_prometheus(edge: Edge) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", edge.status_port, timeout=10)
+    connection.request("GET", "/certificate")
+    answer = Answer(connection.getresponse())
+    connection.close()
+    assert answer.headers["Content-Type"] == "text/plain"
+    return int(answer.body.split()[-1])
+
+
+def end(certificate: bytes) -> int:
+    return int(x509.load_der_x509_certificate(certificate).not_valid_after_utc.timestamp())
 
 
 def test_a_killed_worker_of_nginx_costs_its_own_connections_alone(front: Edge, start: Start) -> None:

@@ -10,12 +10,16 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from figures import BY_JOB
 from monitoring.dashboards.__main__ import files
+
+import observability.families  # noqa: F401
+from observability.metrics import REGISTRY
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
 COMPOSE = yaml.safe_load((MONITORING.parent / "compose.yaml").read_text())
-# Fluentd and listener have no figures, setup and tiercel do not stay, and NGINX has an exporter.
-SILENT = {"fluentd", "listener", "setup", "tiercel", "nginx"}
+# Fluentd and listener have no figures, setup and tiercel do not stay.
+SILENT = {"fluentd", "listener", "setup", "tiercel"}
 YAML = sorted([*MONITORING.rglob("*.yml"), *MONITORING.rglob("*.yaml")])
 PROMETHEUS = sorted((MONITORING / "prometheus").glob("*.yml"))
 DASHBOARDS = sorted((MONITORING / "grafana" / "dashboards").glob("*.json"))
@@ -46,6 +50,17 @@ def anchors(markdown: str) -> set[str]:
         re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
         for heading in re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
     }
+
+
+def test_what_is_made_up_is_what_there_is() -> None:
+    """The figures that rules and dashboards are tried with have the names and labels of the real ones."""
+    made_up = {
+        name: {label.partition("=")[0] for label in series.split(",") if label}
+        for job in ("api", "worker")
+        for name, [series, *_] in BY_JOB[job].items()
+    }
+    assert made_up == {name: set(REGISTRY.families[name].labels) for name in made_up}
+    assert REGISTRY.families.keys() == made_up.keys()
 
 
 def references(node: Any) -> Iterator[dict[str, str]]:

@@ -11,7 +11,7 @@ import falcon
 import structlog
 
 from inference_api.error_handlers import RETRY_AFTER_SECONDS, error_body
-from inference_api.observation import NO_ROUTE, REQUEST_ID
+from inference_api.observation import REQUEST_ID
 from inference_api.workers.connection import Environ, Request
 from observability.families import REQUESTS, SHED
 from observability.metrics import OTHER
@@ -21,6 +21,8 @@ JOINED_BYTES = 64 << 10
 BODILESS = ("1", "204", "304")
 # As `keep_within`: the connection is not kept.
 CLOSE = -1.0
+# In place of a route, in metrics.
+REFUSED = "none"
 
 Headers = list[tuple[str, str]]
 WsgiApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -112,7 +114,7 @@ def _head(status: str, headers: Headers, extra: str, keep_alive: bool) -> bytes:
 def _own(environ: Environ, status: int, detail: str, *, keep_alive: bool = False) -> Response:
     """Of the server, not of the application, which never hears of the request."""
     method = environ.get("REQUEST_METHOD", "")
-    REQUESTS.of(NO_ROUTE, method if method in falcon.HTTP_METHODS else OTHER, "", "", str(status)).add()
+    REQUESTS.of(REFUSED, method if method in falcon.HTTP_METHODS else OTHER, "", "", str(status)).add()
     given = environ.get("HTTP_X_REQUEST_ID", "")
     request_id = given if REQUEST_ID.fullmatch(given) else ""
     body, media_type = error_body(environ.get("PATH_INFO", ""), status, detail, request_id)
