@@ -30,8 +30,8 @@ up: ## the whole stack with Docker, https://localhost:8443
 down: ## stop it; its volumes stay
 	docker compose down
 
-logs: ## what it says, as it says it
-	docker compose logs --follow --since 5m $(ARGS)
+logs: $(if $(REQUEST),.venv/.stack) ## what it says, as it says it; REQUEST=id: what all of it has said of one request
+	@$(if $(REQUEST),$(PYTHON) -m native.logs '$(REQUEST)',docker compose logs --follow --since 5m $(ARGS))
 
 test: .venv/.test .redis ## all tests that need no Docker engine
 	@$(PYTHON) -m native.programs

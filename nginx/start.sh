@@ -14,6 +14,10 @@ PATH="$PATH:/usr/sbin"
 : "${EDGE_REQUESTS_PER_SECOND:=500}" "${EDGE_CONNECTIONS:=100}"
 : "${TIERCEL_MAX_BODY_BYTES:=8388608}" "${TIERCEL_MAX_JOB_BYTES:=33554432}"
 : "${TIERCEL_REQUEST_TIMEOUT_MS:=5000}" "${TIERCEL_HANG_GRACE_MS:=1000}"
+# Of the requests that bring no trace of their own, the share of those whose spans are kept.
+: "${TIERCEL_TRACE_RATIO:=0.01}"
+# What access_log.conf counts on.
+export TZ=UTC
 
 # at_least A.B WANTED: whether version A.B is WANTED or later
 at_least() {
@@ -30,6 +34,13 @@ if at_least "$openssl_version" 3.5; then curves="X25519MLKEM768:$curves"; fi
 if at_least "$nginx_version" 1.27.4; then min_timeout="keepalive_min_timeout 10s;"; else min_timeout=""; fi
 # Whoever started this owns the API's socket: root's workers would otherwise be somebody else.
 if [ "$(id -u)" = 0 ]; then user="user root;"; else user=""; fi
+
+if ! echo "$TIERCEL_TRACE_RATIO" | grep -Eqx '0|1|1\.0+|0?\.[0-9]+'; then
+    echo "start.sh: TIERCEL_TRACE_RATIO: expected a number from 0 to 1, got $TIERCEL_TRACE_RATIO" >&2
+    exit 1
+fi
+# NGINX takes per cent with two decimals, and none is not among them.
+trace_share=$(awk -v ratio="$TIERCEL_TRACE_RATIO" 'BEGIN { share = sprintf("%.2f", ratio * 100); if (share + 0) print share "%    01;" }')
 
 fill() {
     printf 's|${%s}|%s|g\n' "$1" "$2"
@@ -50,6 +61,7 @@ values=$(
     fill CONNECTIONS "$EDGE_CONNECTIONS"
     fill MAX_BODY_BYTES "$TIERCEL_MAX_BODY_BYTES"
     fill MAX_JOB_BYTES "$TIERCEL_MAX_JOB_BYTES"
+    fill TRACE_SHARE "$trace_share"
     fill READ_TIMEOUT_MS $((TIERCEL_REQUEST_TIMEOUT_MS + TIERCEL_HANG_GRACE_MS + 5000))
 )
 

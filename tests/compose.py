@@ -32,18 +32,15 @@ class Stack:
                 "EDGE_REQUESTS_PER_SECOND": "2000",
                 "STACK_DIR": str(folder / "none"),
             }
-            | {
-                f"{name}_PORT": str(free_port())
-                for name in ("GRAFANA", "PROMETHEUS", "ALERTMANAGER", "JAEGER", "FLUENTD")
-            }
+            | {f"{name}_PORT": str(free_port()) for name in ("GRAFANA", "PROMETHEUS", "ALERTMANAGER", "JAEGER")}
         )
 
     def compose(self, *arguments: str, check: bool = True) -> str:
         return self._run("docker", "compose", *arguments, check=check)
 
-    def python(self, *arguments: str) -> str:
+    def python(self, *arguments: str, check: bool = True) -> str:
         """What a program prints that finds this stack as those of `make` do."""
-        return self._run(sys.executable, *arguments)
+        return self._run(sys.executable, *arguments, check=check)
 
     def _run(self, *command: str, check: bool = True) -> str:
         done = subprocess.run(command, cwd=ROOT, env=self._environ, capture_output=True, text=True, check=False)

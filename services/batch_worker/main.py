@@ -31,9 +31,9 @@ from inference_core.jobs import JobStore
 from inference_core.model import load_model
 from inference_core.repository import Repository
 from inference_core.settings import Settings, SettingsError, check_readable, read_secret, read_settings
-from inference_core.telemetry import configure_logging
 from inference_core.watchdog import Watchdog
 from observability.families import QUEUE_REFUSALS
+from observability.logs import configure_logging
 from observability.tracing import open_tracer
 
 # SECURITY: what is on the queue is data in Redis, and RQ would import and call any function that it names.
@@ -117,7 +117,7 @@ def main() -> str | None:
                 "TIERCEL_WEBHOOK_SECRET_FILE: expected one, as TIERCEL_WEBHOOK_HOSTS is set, got nothing"
             )
         check_readable("webhook_secret_file", settings.webhook_secret_file)
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, "worker")
         if settings.metrics_bind:
             serve_metrics(settings.metrics_bind)
         worker = make_worker(settings)

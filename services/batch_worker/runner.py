@@ -249,7 +249,7 @@ def _end(stored: StoredJob, state: State, status: Status, reason: str = "") -> N
     JOB_SECONDS.of(job.model).observe(seconds)
     trace = read_trace(job.traceparent)
     log.info(
-        "job",
+        "job ended",
         job=job.id,
         request_id=job.request_id,
         trace_id=trace.id if trace else None,

@@ -2,19 +2,23 @@
 
 import atexit
 import gc
+import logging.config
 import os
+import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from gunicorn.glogging import Logger
+
 import inference_api.main  # noqa: F401  # PERF: imported once, before the fork: workers share it and start in no time
 from inference_core.bootstrap import prepare
 from inference_core.errors import TiercelError
 from inference_core.settings import SettingsError, check_access, read_settings, variable
-from inference_core.telemetry import configure_logging
 from inference_core.thread_plan import granted_cpus, make_plan
+from observability.logs import configure_logging, standard_library
 
 WORKER_CLASSES = {
     "meinheld": "inference_api.workers.meinheld.MeinheldWorker",
@@ -64,8 +68,25 @@ limit_request_line = 8190
 loglevel = _settings.log_level
 
 
+class JsonLogger(Logger):  # type: ignore[misc]  # Gunicorn has no types
+    """Gunicorn's own, whose lines have the form of all others. `logconfig_dict` would have it log requests as well."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        logging.config.dictConfig(standard_library(_settings.log_level, "api"))
+
+    def warning(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        """SECURITY: gthread quotes what it does not understand of a request."""
+        super().warning(
+            re.sub(r"^(Invalid request from \S+: [^:'\"]*).*", r"\1", msg, flags=re.DOTALL), *args, **kwargs
+        )
+
+
+logger_class = JsonLogger
+
+
 def on_starting(server: Any) -> None:
-    configure_logging(_settings.log_level)
+    configure_logging(_settings.log_level, "api")
     server.log.info("thread plan: %s, worker class %s", _plan, _settings.worker_class)
     for name in ("state_dir", "metrics_dir"):
         if not getattr(_settings, name):

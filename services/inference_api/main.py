@@ -9,14 +9,13 @@ from inference_api.metrics import tell_what_runs
 from inference_api.observation import open_observer
 from inference_core.bootstrap import bootstrap
 from inference_core.settings import read_settings
-from inference_core.telemetry import configure_logging
+from observability.logs import configure_logging
 from observability.metrics import REGISTRY
 from observability.tracing import open_tracer
 
 
 def get_app() -> App:
     settings = read_settings(os.environ)
-    configure_logging(settings.log_level)
     if settings.metrics_dir:
         REGISTRY.attach(Path(settings.metrics_dir))
     tell_what_runs(settings)
@@ -24,6 +23,7 @@ def get_app() -> App:
     observer = open_observer(tracer, log_lines=settings.log_level in ("debug", "info"))
     atexit.register(tracer.flush)
     atexit.register(observer.flush)
+    configure_logging(settings.log_level, "api")
     services = bootstrap(settings)
     atexit.register(services.rollout.stop)
     if settings.auth == "off":

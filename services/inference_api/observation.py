@@ -29,6 +29,7 @@ from observability.tracing import Clock, Span, Trace, Tracer, random_id, trace_o
 REQUEST_ID = re.compile(r"[A-Za-z0-9-]{8,64}")
 # Of a path that no route has.
 NO_ROUTE = "unknown"
+SERVICE = "api"
 # Who asks each few seconds whether this server is well: not worth a line, as long as it is.
 QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
 SERVER_ERROR = 500
@@ -106,6 +107,7 @@ class Line(msgspec.Struct, omit_defaults=True):
     level: str
     logger: str
     event: str
+    service: str
     request_id: str
     trace_id: str
     method: str
@@ -301,6 +303,7 @@ def _line(observation: Observation) -> Line:
         "info",
         "tiercel.request",
         "request",
+        SERVICE,
         observation.request_id,
         observation.trace.id,
         observation.method,

@@ -31,7 +31,8 @@ def main() -> int | str:
         jobs = {"TIERCEL_QUEUE_URL": url, "TIERCEL_JOBS_DIR": f"{folder}/jobs"}
         environ = {"TIERCEL_CACHE_URL": url} | jobs | os.environ
         command = [sys.executable, "-m", "gunicorn", "-c", "python:inference_api.gunicorn_conf"]
-        with _batch_worker(environ), subprocess.Popen(command, env=environ) as server:
+        # What it prints is for who started it; what the servers log is not to stand in its way in a pipe.
+        with _batch_worker(environ), subprocess.Popen(command, env=environ, stdout=sys.stderr) as server:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda number, frame: server.send_signal(number))
             if _is_ready(bind, server):
@@ -69,7 +70,7 @@ def _batch_worker(environ: Mapping[str, str]) -> Iterator[None]:
     # A process group of its own: Ctrl-C is for the API, whose end is this one's. PERF: not a session, between which the
     # kernel (autogroup, sched(7)) would share the CPUs evenly.
     command = [sys.executable, "-m", "batch_worker.main"]
-    with subprocess.Popen(command, env=environ, process_group=0) as worker:
+    with subprocess.Popen(command, env=environ, stdout=sys.stderr, process_group=0) as worker:
         try:
             yield
         finally:

@@ -1,11 +1,13 @@
 """Who the client is, and what its request is called, the API hears from NGINX alone, whatever a client says."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from edge import Canary, Edge, StandIn
+from edge import ROOT, Canary, Edge, StandIn
 from servers import wait_until
 
 PREDICT = "/v1/models/scale:predict"
@@ -103,19 +105,92 @@ def test_a_client_does_not_say_who_it_is_over_http2(mirror: Edge, received: list
     check_identity(received[0], answer.headers["X-Request-ID"])
 
 
+STARTED = re.compile(r"00-(?P<trace>(?P<span>[0-9a-f]{16})[0-9a-f]{16})-(?P=span)-0[01]")
+
+
+def check_started(request: dict[str, Any]) -> str:
+    """That the edge started a trace for a request, by whose mark the API knows; its id."""
+    [trace] = values(request, "traceparent")
+    started = STARTED.fullmatch(trace)
+    assert started, trace
+    assert values(request, "tracestate") == ["tiercel=edge"]
+    return started["trace"]
+
+
 @pytest.mark.parametrize("what", NO_TRACES)
 def test_a_trace_that_is_none_is_not_passed_on(mirror: Edge, received: list[dict[str, Any]], what: str) -> None:
-    answer = mirror.post(PREDICT, INSTANCES, {"traceparent": NO_TRACES[what]})
+    """Nor is what would belong to it: one of the edge's own takes its place."""
+    fields = {"traceparent": NO_TRACES[what], "tracestate": "other=1"}
+    answer = mirror.post(PREDICT, INSTANCES, fields if NO_TRACES[what] else {"tracestate": "other=1"})
     assert answer.status == 200
-    assert values(received[0], "traceparent") == []
+    trace = check_started(received[0])
+    assert mirror.logged(answer.headers["X-Request-ID"])["trace_id"] == trace
+    assert trace == answer.headers["X-Request-ID"], "two ids that the edge makes are one"
+
+
+def test_traces_that_start_here_differ_whatever_the_requests_are_called(
+    mirror: Edge, received: list[dict[str, Any]]
+) -> None:
+    for _ in range(3):
+        assert mirror.get("/v1/models", {"X-Request-ID": "the-same-each-time"}).status == 200
+    assert len({check_started(request) for request in received}) == 3
 
 
 def test_a_trace_is_passed_on_once(mirror: Edge, received: list[dict[str, Any]]) -> None:
     other = TRACE.replace("0af7", "1bf7")
     for fields in ([f"traceparent: {TRACE}"], [f"traceparent: {TRACE}", f"TraceParent: {other}"]):
         assert mirror.ask(head(*fields) + INSTANCES).status == 200
-    # NGINX from 1.23 on sees two as one that is none.
-    assert [values(request, "traceparent") for request in received] in ([[TRACE], [TRACE]], [[TRACE], []])
+    first, second = (values(request, "traceparent") for request in received)
+    assert first == [TRACE]
+    if second != [TRACE]:  # NGINX from 1.23 on sees two as one that is none
+        check_started(received[1])
+
+
+@pytest.mark.parametrize(
+    ("state", "passed_on"),
+    [
+        ("congo=t61rcWkgMzE,rojo=00f067aa0ba902b7", True),
+        ("a" * 253 + "=" + "b" * 256, True),
+        ("a=" + "b" * 511, False),
+        ("a=\xe9", False),
+        ("", False),
+        ("tiercel=edge", False),
+        ("rojo=00f067aa0ba902b7, tiercel = edge", False),
+        ("tiercel=edge,rojo=00f067aa0ba902b7", False),
+        ("|tiercel=edge", False),
+    ],
+)
+def test_no_client_says_that_its_trace_starts_here(
+    mirror: Edge, received: list[dict[str, Any]], state: str, passed_on: bool
+) -> None:
+    answer = mirror.post(PREDICT, INSTANCES, {"traceparent": TRACE, "tracestate": state})
+    assert answer.status == 200
+    assert values(received[0], "traceparent") == [TRACE]
+    assert values(received[0], "tracestate") == ([state] if passed_on else [])
+
+
+@pytest.mark.parametrize(("ratio", "flags"), [("0", {"00"}), ("1", {"01"}), ("1.0", {"01"}), (".5", {"00", "01"})])
+def test_the_share_of_traces_that_are_kept_is_set(tls: Path, tmp_path: Path, ratio: str, flags: set[str]) -> None:
+    with (
+        StandIn(tmp_path / "api.sock") as api,
+        Edge(tmp_path / "api.sock", tls, tmp_path, tiercel_trace_ratio=ratio) as edge,
+    ):
+        connection = edge.http()
+        for _ in range(64):
+            connection.request("GET", "/v1/models")
+            assert connection.getresponse().read()
+        connection.close()
+        traces = [values(request, "traceparent")[0] for request in api.received]
+    assert {trace[-2:] for trace in traces} == flags
+
+
+@pytest.mark.parametrize("ratio", ["1.01", "2", "-0.1", "1e-2", "one", "0.5%", "0,5", ".", "1;"])
+def test_a_share_that_is_none_is_named(tmp_path: Path, ratio: str) -> None:
+    environment = {"EDGE_RUN_DIR": str(tmp_path), "TIERCEL_TRACE_RATIO": ratio}
+    command = ["sh", str(ROOT / "nginx/start.sh"), "check"]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"start.sh: TIERCEL_TRACE_RATIO: expected a number from 0 to 1, got {ratio}\n"
 
 
 def test_of_two_authorizations_at_most_one_is_passed_on(mirror: Edge, received: list[dict[str, Any]]) -> None:

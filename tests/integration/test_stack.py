@@ -155,6 +155,34 @@ def test_the_commands_name_no_variable_that_is_as_it_is_by_itself(tmp_path: Path
         assert f"\n  TOKEN=$({variables}make -s token)\n" in native.stack._welcome(stack)
 
 
+def test_make_logs_shows_what_all_have_said_of_a_request(stack: Stack) -> None:
+    """In order, from the files of the stack; and says so where there is nothing."""
+    connection = stack.http()
+    headers = {"X-Request-ID": "one-of-many-requests", "Authorization": "Bearer none"}
+    connection.request("POST", "/v1/models/breast-cancer:predict", INSTANCES, headers)
+    assert Answer(connection.getresponse()).status == 401
+    connection.close()
+
+    def logs(request_id: str) -> "subprocess.CompletedProcess[str]":
+        return run(sys.executable, "-m", "native.logs", request_id, PATH="", STACK_DIR=str(stack.folder))
+
+    def lines() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in logs("one-of-many-requests").stdout.splitlines()]
+
+    wait_until(lambda: {line["service"] for line in lines()} >= {"api", "nginx"}, "both have said something")
+    found = lines()
+    assert {line["request_id"] for line in found} == {"one-of-many-requests"}
+    assert [line["timestamp"] for line in found] == sorted(line["timestamp"] for line in found)
+    assert (found[-1]["service"], found[-1]["status"]) == ("nginx", 401)
+    assert "access refused" in [line["event"] for line in found]
+    [refused] = [line for line in found if line["event"] == "access refused"]
+    assert (refused["service"], refused["level"]) == ("api", "warning")
+    for request_id, reason in ("another-one", "has a line about it any more"), ("$(id)", "REQUEST: expected 8 to 64"):
+        done = logs(request_id)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert reason in done.stderr
+
+
 def test_make_token_prints_one_that_works(stack: Stack) -> None:
     variables = {name: stack.environment[name] for name in ("STACK_DIR", "EDGE_HTTPS_PORT")}
     done = run(sys.executable, "-m", "native.access_token", PATH="", **variables)

@@ -242,3 +242,30 @@ def test_jaeger_uses_only_what_it_defines() -> None:
     assert config["extensions"]["jaeger_query"]["storage"]["traces"] == store
     assert config["exporters"]["jaeger_storage_exporter"]["trace_storage"] == store
     assert backend["memory"]["max_traces"] > 0
+
+
+def test_fluentds_sections_end_and_have_an_id_each() -> None:
+    """There is no Fluentd here that would say so; its ids are what its figures are called."""
+    text = (MONITORING / "fluentd/fluent.conf").read_text()
+    lines = [line.strip() for line in text.splitlines() if not line.strip().startswith("#")]
+    open_sections: list[str] = []
+    for line in lines:
+        if line.startswith("</"):
+            assert open_sections.pop() == line[2:-1]
+        elif line.startswith("<"):
+            open_sections.append(line[1:-1].split()[0])
+    assert open_sections == []
+    ids = [line.removeprefix("@id ") for line in lines if line.startswith("@id ")]
+    assert once(ids)
+    assert {"containers", "masked", "files"} <= set(ids)
+
+
+def test_fluentd_masks_before_it_parses() -> None:
+    """And buffers on disk, within bounds."""
+    text = (MONITORING / "fluentd/fluent.conf").read_text()
+    ids = re.findall(r"^ *@id (.+)$", text, re.MULTILINE)
+    assert ids.index("ours") < ids.index("masked") < ids.index("json") < ids.index("files")
+    [buffer] = re.findall(r"^    <buffer service,time>\n(.*?)^    </buffer>", text, re.MULTILINE | re.DOTALL)
+    assert "@type file\n" in buffer
+    assert "total_limit_size 256m\n" in buffer
+    assert "overflow_action drop_oldest_chunk\n" in buffer
