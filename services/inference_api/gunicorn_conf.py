@@ -43,6 +43,9 @@ if _settings.auth == "required":
     except SettingsError as error:
         sys.exit(f"tiercel: {error}")
 
+if _settings.trace_endpoint:
+    import observability.span_export  # noqa: F401  # PERF: shared as well, where it is needed
+
 wsgi_app = "inference_api.main:get_app()"
 proc_name = "tiercel"
 bind = _settings.bind

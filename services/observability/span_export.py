@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Sequence
 
+import requests  # noqa: F401  # PERF: or else the exporter would when it is made, in every worker
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
