@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 SYNC = $(UV) sync --quiet --locked --inexact $(if $(filter serve,$*),,--group $*)
 FALLBACK = { echo 'That failed; once more without meinheld, which needs a C compiler and Python headers.' >&2; $(SYNC) --no-install-package meinheld; }
 
-.PHONY: help serve stack token certs up down logs test e2e check fix dashboards models bench clean
+.PHONY: help serve stack token certs up down logs test e2e check fix dashboards models build test-models bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -50,7 +50,13 @@ dashboards: .venv/.check ## Grafana's dashboards, from monitoring/dashboards.py
 	$(PYTHON) -m monitoring.dashboards
 
 models: .venv-models/.done ## rebuild the shipped models from their sources (installs PyTorch)
-	for model in efficientnet-lite0 breast-cancer; do PYTHONPATH=services .venv-models/bin/python models/$$model/recipe.py || exit 1; done
+	for model in efficientnet-lite0 breast-cancer; do PYTHONPATH=services .venv-models/bin/python -m command_line.main build models/$$model/recipe.toml $(ARGS) || exit 1; done
+
+build: .venv-models/.done ## make a package: RECIPE=path/to/recipe.toml, ARGS for options
+	@PYTHONPATH=services .venv-models/bin/python -m command_line.main build $(RECIPE) $(ARGS)
+
+test-models: .venv-models/.done ## tests of recipes that need PyTorch or scikit-learn, the walk-through among them
+	PYTHONPATH=$(CURDIR)/services:$(CURDIR)/tests .venv-models/bin/python -m pytest tests/models $(ARGS)
 
 bench: .venv/.bench .redis ## speed beside bare FastAPI and Flask, as ratios of one run
 	$(PYTHON) loadtest/bench.py $(ARGS)

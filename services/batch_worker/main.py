@@ -146,9 +146,8 @@ def make_worker(settings: Settings) -> BatchWorker:
     worker.pulse = connect(settings.queue_url, secret, BEAT_TIMEOUT_SECONDS)
     store = JobStore(Path(settings.jobs_dir), settings.max_jobs, settings.max_jobs_bytes)
     load: Any = functools.partial(load_model, intra_op_threads=1)
-    models = Models(
-        Repository(Path(settings.models_dir), load, settings.max_model_bytes), load, settings.max_model_bytes
-    )
+    most = settings.max_model_bytes
+    models = Models(Repository(Path(settings.models_dir), load, most, settings.strict_keys_file), load, most)
     watchdog = Watchdog(settings.hang_grace_ms / 1000)
     watchdog.start()
     # Of jobs, all are kept: they are few, and long.

@@ -23,7 +23,8 @@ class Models:
         """The model that was served when the job was accepted; NotFound or PackageRefused if it is gone."""
         model = self._loaded.get(job.digest)
         if model is None:
-            package = read_package(self._repository.folder(job.model, job.version), self._max_bytes)
+            folder = self._repository.folder(job.model, job.version)
+            package = read_package(folder, self._max_bytes, self._repository.keys_file)
             if package.digest != job.digest:
                 was = f"version {job.version} as it was when the job was accepted"
                 raise PackageRefused(f"model {job.model}: expected {was}, got another package")

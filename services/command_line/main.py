@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from command_line import clients, jobs, tokens
+from command_line import build, clients, jobs, packages, tokens
 
 
 def main(arguments: list[str] | None = None) -> int | str | None:
@@ -12,6 +12,8 @@ def main(arguments: list[str] | None = None) -> int | str | None:
     clients.add_to(commands)
     tokens.add_to(commands)
     jobs.add_to(commands)
+    build.add_to(commands)
+    packages.add_to(commands)
     options = parser.parse_args(arguments)
     return options.run(options)  # type: ignore[no-any-return]  # each command sets its own
 

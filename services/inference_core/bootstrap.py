@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from inference_core.cache import PredictionCache
+from inference_core.errors import PackageRefused
 from inference_core.jobs import JobStore
 from inference_core.model import load_model
 from inference_core.predictor import Predictor
@@ -70,10 +71,21 @@ def _jobs(settings: Settings) -> Jobs | None:
 
 def prepare(settings: Settings) -> None:
     """Decide what is to be served, once, before there are workers that must agree on it."""
+    if settings.strict_keys_file:
+        _check_keys(settings.strict_keys_file)
     state = SharedState(Path(settings.state_dir))
     proposed = propose(_repository(settings), settings.max_model_bytes)
     with state.exclusive(settings.load_timeout_seconds):
         _decide(state, proposed)
+
+
+def _check_keys(path: str) -> None:
+    from inference_core.signatures import read_keys  # noqa: PLC0415  # PERF: as in manifest.py
+
+    try:
+        read_keys(path)
+    except PackageRefused as error:
+        raise PackageRefused(f"TIERCEL_STRICT_KEYS_FILE: {error}") from None
 
 
 def _decide(state: SharedState, proposed: Desired) -> None:
@@ -94,4 +106,4 @@ def _decide(state: SharedState, proposed: Desired) -> None:
 def _repository(settings: Settings) -> Repository:
     threads = make_plan(settings, granted_cpus()).intra_op_threads
     load = functools.partial(load_model, intra_op_threads=threads)
-    return Repository(Path(settings.models_dir), load, settings.max_model_bytes)
+    return Repository(Path(settings.models_dir), load, settings.max_model_bytes, settings.strict_keys_file)

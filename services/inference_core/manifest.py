@@ -65,6 +65,49 @@ class ImageInput(Record, frozen=True):
     scale: tuple[AboveZero, AboveZero, AboveZero]
 
 
+class Check(Record, frozen=True):
+    """A figure that was measured before publication, and the budget that it is within: at most, or at least, that."""
+
+    what: str
+    figure: float
+    unit: str = ""
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """NaN is within no budget."""
+        return (self.at_most is None or self.figure <= self.at_most) and (
+            self.at_least is None or self.figure >= self.at_least
+        )
+
+
+class Gate(Record, frozen=True):
+    """What `tiercel build` asked of the model before it published it: `rows` are those that were held out."""
+
+    checks: Annotated[tuple[Check, ...], msgspec.Meta(min_length=1)]
+    rows: Positive
+    processor: str
+
+
+class Step(Record, frozen=True):
+    """How the model came about: the source or a pass, with what it was told and found, and the model after it."""
+
+    name: str
+    options: dict[str, Any]
+    model: ModelFile
+
+
+class InputStatistics(Record, frozen=True):
+    """An input over the rows of calibration: a figure for each column of a `[-1, n]` input, else one for all."""
+
+    rows: Positive
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+
+
 class Manifest(Record, frozen=True):
     name: Name
     version: Version
@@ -82,6 +125,10 @@ class Manifest(Record, frozen=True):
     image: ImageInput | None = None
     # Name of each class, by class id.
     labels: tuple[str, ...] = ()
+    # Of a package that `tiercel build` made.
+    gate: Gate | None = None
+    lineage: tuple[Step, ...] = ()
+    statistics: dict[str, InputStatistics] = {}
 
 
 class Package(msgspec.Struct, frozen=True):
@@ -92,13 +139,14 @@ class Package(msgspec.Struct, frozen=True):
     digest: str
 
 
-def read_package(folder: Path, max_bytes: int) -> Package:
+def read_package(folder: Path, max_bytes: int, keys_file: str = "") -> Package:
     """Read and verify the package in `folder`; raise PackageRefused with the reason if anything is off.
 
+    With `keys_file` it must also have passed its gate, and be signed with a key in that file: strict mode.
     The model is returned as bytes: the runtime then has no base folder from which a hostile graph could
     read external data, and what was hashed is what is loaded.
     """
-    manifest, digest = read_manifest(folder)
+    manifest, digest = read_manifest(folder, keys_file)
     try:
         _check_size(folder / MODEL_FILE, manifest.model, max_bytes)
         model = (folder / MODEL_FILE).read_bytes()
@@ -108,9 +156,9 @@ def read_package(folder: Path, max_bytes: int) -> Package:
     return Package(manifest, model, digest)
 
 
-def verify_package(folder: Path, max_bytes: int) -> None:
+def verify_package(folder: Path, max_bytes: int, keys_file: str = "") -> None:
     """The same checks in constant memory, for who only wants to know."""
-    manifest, _ = read_manifest(folder)
+    manifest, _ = read_manifest(folder, keys_file)
     try:
         _check_size(folder / MODEL_FILE, manifest.model, max_bytes)
         with (folder / MODEL_FILE).open("rb") as file:
@@ -133,7 +181,7 @@ def _check_sha256(got: str, expected: ModelFile) -> None:
         raise PackageRefused(f"{MODEL_FILE}: expected SHA-256 {expected.sha256} as in the manifest, got {got}")
 
 
-def read_manifest(folder: Path) -> tuple[Manifest, str]:
+def read_manifest(folder: Path, keys_file: str = "") -> tuple[Manifest, str]:
     """The manifest in `folder` and its digest; the folder's own name and its parent's must agree with it."""
     path = folder / MANIFEST_FILE
     try:
@@ -155,7 +203,21 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         _check_tensors(kind, specs, manifest.max_batch_size)
     if manifest.image:
         _check_image(manifest, manifest.image)
+    if keys_file:
+        _check_strictly(folder, raw, manifest, keys_file)
     return manifest, hashlib.sha256(raw).hexdigest()
+
+
+def _check_strictly(folder: Path, raw: bytes, manifest: Manifest, keys_file: str) -> None:
+    # PERF: the library for it costs a start 20 ms, which only those who are strict pay.
+    from inference_core.signatures import check_signature  # noqa: PLC0415
+
+    check_signature(folder, raw, keys_file)
+    if manifest.gate is None:
+        raise PackageRefused(f"{MANIFEST_FILE}: gate: expected what `tiercel build` measured, got nothing")
+    for check in manifest.gate.checks:
+        if not check.holds:
+            raise PackageRefused(f"{MANIFEST_FILE}: gate: {check.what} of {check.figure:g} is not within its budget")
 
 
 def is_name(text: str) -> bool:

@@ -40,7 +40,7 @@ class Model:
         self.load_seconds = 0.0
         try:
             self._session = ort.InferenceSession(
-                package.model, _session_options(intra_op_threads), providers=["CPUExecutionProvider"]
+                package.model, session_options(intra_op_threads), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # whatever the runtime trips over in a hostile or damaged graph
             raise PackageRefused(f"model.onnx: ONNX Runtime refuses it: {_first_line(error)}") from None
@@ -65,7 +65,7 @@ class Model:
 
     def warm_up(self) -> None:
         """Run on inputs of the real shapes, so that the first request finds memory and kernels prepared."""
-        feeds = {spec.name: _example(spec) for spec in self.manifest.inputs}
+        feeds = {spec.name: example(spec) for spec in self.manifest.inputs}
         try:
             for _ in range(WARM_UP_RUNS):
                 began = time.perf_counter()
@@ -97,7 +97,8 @@ def _return_free_memory() -> None:
         libc.malloc_trim(0)
 
 
-def _session_options(intra_op_threads: int) -> ort.SessionOptions:
+def session_options(intra_op_threads: int) -> ort.SessionOptions:
+    """What every model is served with, and judged with before."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
@@ -144,7 +145,8 @@ def _fits(general: tuple[int, ...], special: tuple[int, ...]) -> bool:
     return len(general) == len(special) and all(a in (-1, b) for a, b in zip(general, special, strict=True))
 
 
-def _example(spec: TensorSpec) -> Tensor:
+def example(spec: TensorSpec) -> Tensor:
+    """One row of zeros, or of empty texts."""
     shape = [1 if size == -1 else size for size in spec.shape]
     if spec.datatype == "BYTES":
         return np.full(shape, "", object)

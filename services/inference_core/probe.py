@@ -1,4 +1,4 @@
-"""Try a package in a process of its own: `python -m inference_core.probe FOLDER MAX_BYTES`.
+"""Try a package in a process of its own: `python -m inference_core.probe FOLDER MAX_BYTES SECONDS KEYS_FILE`.
 
 A damaged or hostile graph can crash, hang or exhaust the process that loads it; that process should be this one.
 """
@@ -19,9 +19,9 @@ MEMORY_BYTES = 4 << 30
 REASON_CHARS = 2000
 
 
-def try_package(folder: Path, max_bytes: int, timeout: float) -> None:
+def try_package(folder: Path, max_bytes: int, timeout: float, keys_file: str = "") -> None:
     """Raise PackageRefused with the reason unless the package in `folder` answers within `timeout` seconds."""
-    command = [sys.executable, "-m", __name__, str(folder), str(max_bytes), str(timeout)]
+    command = [sys.executable, "-m", __name__, str(folder), str(max_bytes), str(timeout), keys_file]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + timeout
         while process.poll() is None:
@@ -40,7 +40,7 @@ def try_package(folder: Path, max_bytes: int, timeout: float) -> None:
         raise PackageRefused(f"model.onnx: the trial load ended with status {process.returncode}")
 
 
-def main(folder: str, max_bytes: str, timeout: str) -> int:
+def main(folder: str, max_bytes: str, timeout: str, keys_file: str) -> int:
     from inference_core.model import load_model  # noqa: PLC0415  # after the limits are in place
 
     seconds = math.ceil(float(timeout))
@@ -49,7 +49,7 @@ def main(folder: str, max_bytes: str, timeout: str) -> int:
     memory = MEMORY_BYTES + 6 * int(max_bytes)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
-        load_model(read_package(Path(folder), int(max_bytes)), intra_op_threads=1)
+        load_model(read_package(Path(folder), int(max_bytes), keys_file), intra_op_threads=1)
     except PackageRefused as error:
         # As much as a pipe takes: nobody reads before this process has ended.
         sys.stdout.buffer.write(str(error)[:REASON_CHARS].encode())

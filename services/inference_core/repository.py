@@ -18,10 +18,11 @@ log = structlog.get_logger()
 
 
 class Repository:
-    """`load` makes a warm model of a package; `max_bytes` bounds the model file."""
+    """`load` makes a warm model of a package; `max_bytes` bounds the model file; `keys_file`: see `read_package`."""
 
-    def __init__(self, root: Path, load: Callable[[Package], Model], max_bytes: int) -> None:
+    def __init__(self, root: Path, load: Callable[[Package], Model], max_bytes: int, keys_file: str = "") -> None:
         self.root = root
+        self.keys_file = keys_file
         self._load = load
         self._max_bytes = max_bytes
         self._models: dict[str, Model] = {}
@@ -60,7 +61,7 @@ class Repository:
         model = self._models.get(name)
         if model is None or model.manifest.version != version:
             policy = self.policy(name)
-            model = self._load(read_package(self.folder(name, version), self._max_bytes))
+            model = self._load(read_package(self.folder(name, version), self._max_bytes, self.keys_file))
             model.policy = policy
             self._models[name] = model
             return

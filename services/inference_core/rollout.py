@@ -43,7 +43,7 @@ def propose(repository: Repository, max_bytes: int) -> Desired:
         for version in (pinned,) if pinned else reversed(repository.versions(name)):
             try:
                 # PERF: in constant memory, as what the arbiter allocates shapes the heap of every worker after it.
-                verify_package(repository.folder(name, version), max_bytes)
+                verify_package(repository.folder(name, version), max_bytes, repository.keys_file)
             except TiercelError as error:
                 refused[f"{name}/{version}"] = str(error)
                 log.error("package refused", model=name, version=version, reason=str(error))
@@ -91,7 +91,7 @@ class Rollout:
             folder = self._repository.folder(name, version)
             self._repository.policy(name)  # refused before anything changes
             try:
-                try_package(folder, self._max_bytes, self._timeout)
+                try_package(folder, self._max_bytes, self._timeout, self._repository.keys_file)
             except PackageRefused as error:
                 self._refuse(before, name, version, str(error))
             self._check_unaltered(name, version)

@@ -60,6 +60,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # How often to look for new version folders; 0: never, versions are loaded on request only.
     poll_seconds: Seconds = 0
     load_timeout_seconds: Seconds = 20
+    # The public keys of who may publish: strict, packages must be signed with one of them and have passed their gate.
+    strict_keys_file: str = ""
     # The Redis for what may be lost: cached predictions and quotas; empty: neither.
     cache_url: RedisUrl = ""
     cache_password_file: str = ""

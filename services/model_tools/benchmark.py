@@ -3,6 +3,8 @@
 import platform
 import statistics
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,23 @@ INSTRUCTION_SETS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16",
 def median_latencies(
     sessions: dict[str, ort.InferenceSession], feed: dict[str, NDArray[Any]], rounds: int
 ) -> dict[str, float]:
-    """The median seconds of one call to each session.
+    """The median seconds of one call to each session."""
+    calls = {name: partial(session.run, None, feed) for name, session in sessions.items()}
+    return {name: statistics.median(values) for name, values in latencies(calls, rounds).items()}
 
-    The calls are interleaved, so that whatever else the machine does meanwhile falls on all alike.
+
+def latencies(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """The seconds of each of `rounds` calls.
+
+    They are interleaved, so that whatever else the machine does meanwhile falls on all alike.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, session in sessions.items():
+        for name, call in calls.items():
             start = time.perf_counter()
-            session.run(None, feed)
+            call()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def processor() -> str:

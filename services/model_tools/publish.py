@@ -10,13 +10,24 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from inference_core.errors import PackageRefused
-from inference_core.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, ModelFile, Package, read_package
+from inference_core.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, ModelFile, Package, read_manifest, read_package
+from inference_core.signatures import SIGNATURE_FILE
 
 
-def publish(repository: Path, manifest: Manifest, model: bytes, *, replace: bool = False) -> Package:
-    """Write `<repository>/<name>/<version>/` and return the package as it reads back.
+def publish(
+    repository: Path,
+    manifest: Manifest,
+    model: bytes,
+    *,
+    replace: bool = False,
+    key: Ed25519PrivateKey | None = None,
+) -> Package:
+    """Write `<repository>/<name>/<version>/`, signed if there is a `key`, and return the package as it reads back.
 
     If the version exists with the same content, the existing package is returned untouched, measurements and all;
     with other content PackageRefused is raised, unless `replace` is set. PackageRefused is raised too for a manifest
@@ -25,13 +36,18 @@ def publish(repository: Path, manifest: Manifest, model: bytes, *, replace: bool
     _check(manifest)
     target = repository / manifest.name / manifest.version
     if target.exists() and not replace:
-        return _keep(target, manifest, model)
+        package = _keep(target, manifest, model)
+        if key:
+            _sign(target, key)
+        return package
     target.parent.mkdir(parents=True, exist_ok=True)
     # The dot keeps the staging folder from being taken for a version, and it is gone whatever happens.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".publish-") as staging:
         # NOTE: in staging the folder has its final name and parent, so that it can be verified before it is seen.
         staged = Path(staging) / manifest.name / manifest.version
         package = _write(staged, manifest, model)
+        if key:
+            _sign(staged, key)
         # NOTE: replacing takes two renames; a crash between them leaves the version missing, but never a mixture.
         if target.exists():
             target.rename(Path(staging) / "replaced")
@@ -45,6 +61,15 @@ def describe(model: bytes) -> ModelFile:
     return ModelFile(sha256=hashlib.sha256(model).hexdigest(), size_bytes=len(model))
 
 
+def in_memory(manifest: Manifest, model: bytes) -> Package:
+    """The package as it would be published, for who wants to try it before that."""
+    return Package(manifest, model, hashlib.sha256(_encode(manifest)).hexdigest())
+
+
+def _encode(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
 def _check(manifest: Manifest) -> None:
     """SECURITY: msgspec checks types and patterns on decoding only, and name and version are about to become paths."""
     try:
@@ -54,23 +79,44 @@ def _check(manifest: Manifest) -> None:
 
 
 def _keep(target: Path, manifest: Manifest, model: bytes) -> Package:
-    existing = read_package(target, len(model))
-    if _content(existing.manifest) != _content(manifest):
+    existing, _ = read_manifest(target)
+    if _content(existing) != _content(manifest):
         raise PackageRefused(f"{manifest.name}/{manifest.version}: exists already, and with other content")
-    return existing
+    return read_package(target, len(model))
 
 
-def _content(manifest: Manifest) -> Manifest:
-    """The manifest without what is measured anew at every build."""
-    return msgspec.structs.replace(manifest, metrics={}, built={})
+def _content(manifest: Manifest) -> tuple[Manifest, bool]:
+    """The manifest without what is measured anew at every build, and whether it has passed a gate."""
+    return msgspec.structs.replace(manifest, metrics={}, built={}, gate=None), manifest.gate is not None
 
 
 def _write(folder: Path, manifest: Manifest, model: bytes) -> Package:
     folder.mkdir(parents=True)
     _write_file(folder / MODEL_FILE, model)
-    _write_file(folder / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    _write_file(folder / MANIFEST_FILE, _encode(manifest))
     _sync(folder)
     return read_package(folder, len(model))
+
+
+def read_private_key(path: Path) -> Ed25519PrivateKey:
+    """The key in a PEM file, as `openssl genpkey -algorithm ed25519` writes it; PackageRefused if it is none."""
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise PackageRefused(f"{path}: expected a private key (PEM, Ed25519): {error}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise PackageRefused(f"{path}: expected a private key of Ed25519, got one of another kind")
+    return key
+
+
+def _sign(folder: Path, key: Ed25519PrivateKey) -> None:
+    """Ed25519 has no chance in it: signing again with the same key changes nothing."""
+    signature = key.sign((folder / MANIFEST_FILE).read_bytes())
+    unseen = folder / f".{SIGNATURE_FILE}"
+    unseen.unlink(missing_ok=True)
+    _write_file(unseen, signature)
+    unseen.rename(folder / SIGNATURE_FILE)
+    _sync(folder)
 
 
 def _write_file(path: Path, content: bytes) -> None:

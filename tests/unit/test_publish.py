@@ -2,11 +2,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import private_pem, public_pem
 
 from inference_core.errors import PackageRefused
-from inference_core.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, TensorSpec, read_package
+from inference_core.manifest import MANIFEST_FILE, MODEL_FILE, Check, Gate, Manifest, TensorSpec, read_package
 from model_tools import publish as module
-from model_tools.publish import describe, publish
+from model_tools.publish import describe, publish, read_private_key
 
 MODEL = b"what ONNX Runtime would load"
 OTHER_MODEL = b"what it would load otherwise"
@@ -126,3 +129,49 @@ def test_nothing_is_half_written_when_the_disk_fails(
     with pytest.raises(OSError, match="No space left"):
         publish(tmp_path, make_manifest(OTHER_MODEL), OTHER_MODEL, replace=replace)
     assert [name for name in names_in(tmp_path) if name != "tiny"] == before
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """The file with a private key; its public half lies beside it as keys.pem."""
+    private = Ed25519PrivateKey.generate()
+    (tmp_path / "keys.pem").write_bytes(public_pem(private))
+    path = tmp_path / "key.pem"
+    path.write_bytes(private_pem(private))
+    return path
+
+
+def test_what_is_published_with_a_key_is_signed(tmp_path: Path, key: Path) -> None:
+    """A strict server takes it; also a package that was there unsigned, whose content stays as it is."""
+    manifest = make_manifest(gate=Gate((Check("size", 28.0),), 1, ""))
+    package = publish(tmp_path / "signed", manifest, MODEL, key=read_private_key(key))
+    assert read_package(tmp_path / "signed" / "tiny" / "1", 1000, str(tmp_path / "keys.pem")) == package
+
+    first = publish(tmp_path / "later", manifest, MODEL)
+    again = publish(tmp_path / "later", manifest, MODEL, key=read_private_key(key))
+    assert again == first == read_package(tmp_path / "later" / "tiny" / "1", 1000, str(tmp_path / "keys.pem"))
+    assert names_in(tmp_path / "later" / "tiny" / "1") == ["manifest.json", "manifest.sig", "model.onnx"]
+
+
+def test_a_package_that_passed_no_gate_is_not_one_that_did(tmp_path: Path) -> None:
+    publish(tmp_path, make_manifest(), MODEL)
+    with pytest.raises(PackageRefused, match="exists already"):
+        publish(tmp_path, make_manifest(gate=Gate((Check("size", 28.0),), 1, "")), MODEL)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", r"expected a private key \(PEM, Ed25519\): "),
+        (private_pem(generate_private_key(SECP256R1())), "expected a private key of Ed25519, got one of another kind"),
+        (public_pem(Ed25519PrivateKey.generate()), r"expected a private key \(PEM, Ed25519\): "),
+    ],
+    ids=["empty", "another kind", "a public one"],
+)
+def test_what_is_no_private_key_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "key.pem"
+    path.write_bytes(content)
+    with pytest.raises(PackageRefused, match=f"^{path}: {said}"):
+        read_private_key(path)
+    with pytest.raises(PackageRefused, match=r"nowhere: expected a private key \(PEM, Ed25519\): .*No such file"):
+        read_private_key(tmp_path / "nowhere")

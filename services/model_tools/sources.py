@@ -1,0 +1,147 @@
+"""Where a model comes from: its ONNX form, and what its own framework answers, to which that form is held."""
+
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from inference_core.errors import PackageRefused
+from model_tools.artifact import Feed, slice_rows
+from model_tools.export import OPSET, export_torch, export_torchscript, to_bytes
+from model_tools.objects import call, is_function, read_file
+from model_tools.validate import Array, in_one_line, run_all
+
+REFERENCE_ROWS = 32
+
+
+class Exported(NamedTuple):
+    """`answer` is what the framework itself says to rows, by name of output; `tools` are names of distributions."""
+
+    model: bytes
+    answer: Callable[[Feed], dict[str, Array]]
+    tools: tuple[str, ...]
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """The `[source]` of a recipe; `origin` is a file beside it, or `module:function`."""
+
+    origin: str = msgspec.field(name="from")
+
+
+class OnnxSource(Source, frozen=True, tag="onnx"):
+    """A `.onnx` file without external data, or a function that returns a `ModelProto` or its bytes."""
+
+    def export(self, folder: Path, rows: Feed) -> Exported:
+        """NOTE: its own reference, in ONNX Runtime without optimisations: what they get wrong can be seen."""
+        import onnx
+        import onnxruntime as ort
+
+        found = call(self.origin, folder) if is_function(self.origin) else read_file(self.origin, folder)
+        try:
+            model = onnx.load_from_string(found) if isinstance(found, bytes) else found
+            options = ort.SessionOptions()
+            options.log_severity_level = 4
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            content = to_bytes(model)
+            session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # whatever the two libraries trip over in a damaged file
+            raise PackageRefused(f"{self.origin}: expected an ONNX model: {in_one_line(error)}") from None
+        names = [output.name for output in session.get_outputs()]
+        return Exported(content, lambda feed: run_all(session, feed, names, REFERENCE_ROWS), ("onnx",))
+
+
+class ScikitLearnSource(Source, frozen=True, tag="scikit-learn"):
+    """A pickled estimator or pipeline, or a function that returns a fitted one, converted by skl2onnx."""
+
+    def export(self, folder: Path, rows: Feed) -> Exported:
+        from skl2onnx import to_onnx
+
+        if is_function(self.origin):
+            estimator = call(self.origin, folder)
+        else:
+            estimator = pickle.loads(read_file(self.origin, folder))  # noqa: S301  # see recipe.py
+        [(name, array)] = rows.items()
+        classifies = hasattr(estimator, "predict_proba")
+        model = to_onnx(
+            estimator,
+            initial_types=[(name, _scikit_learn_type(array))],
+            options={"zipmap": False} if classifies else None,
+            target_opset=OPSET,
+        )
+        names = [output.name for output in model.graph.output]
+        methods = [estimator.predict, estimator.predict_proba] if classifies else [estimator.predict]
+
+        def answer(feed: Feed) -> dict[str, Array]:
+            answers = [np.asarray(method(feed[name])) for method in methods]
+            # skl2onnx gives a regressor's numbers a second dimension.
+            shaped = answers if classifies else [answers[0].reshape(len(feed[name]), -1)]
+            return dict(zip(names, shaped, strict=True))
+
+        return Exported(to_bytes(model), answer, ("scikit-learn", "skl2onnx", "onnx"))
+
+
+class TorchSource(Source, frozen=True, tag="pytorch"):
+    """A `torch.export` file (`.pt2`), a TorchScript file (any other), or a function that returns a module."""
+
+    # Names for what the module returns, in order.
+    outputs: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+
+    def export(self, folder: Path, rows: Feed) -> Exported:
+        """torch.export takes a batch of 1 for a constant, so two rows are its example."""
+        import torch
+
+        names = {"input_names": list(rows), "output_names": list(self.outputs)}
+        example = tuple(torch.from_numpy(array) for array in slice_rows(rows, 0, 2).values())
+        module, exported, exporter = self._load(folder)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the exporters about themselves
+                model = exporter(exported, example, **names)
+        except Exception as error:  # each stage of the exporters has its own
+            reason = in_one_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            raise PackageRefused(f"{self.origin}: PyTorch cannot export it: {reason}") from error
+        tools = ("torch", "onnxscript", "onnx")
+        return Exported(model, lambda feed: _answer_of_torch(module, feed, self.outputs), tools)
+
+    def _load(self, folder: Path) -> tuple[Any, Any, Callable[..., bytes]]:
+        """What can be called, what can be exported, and by what."""
+        import torch
+
+        if is_function(self.origin):
+            module = call(self.origin, folder).eval()
+            return module, module, export_torch
+        content = io.BytesIO(read_file(self.origin, folder))
+        try:
+            if self.origin.endswith(".pt2"):
+                program = torch.export.load(content)
+                return program.module(), program, export_torch
+            script = torch.jit.load(content).eval()
+        except Exception as error:  # whatever the two trip over in a damaged file
+            raise PackageRefused(
+                f"{self.origin}: expected a .pt2 file of torch.export, or one of TorchScript: {in_one_line(error)}"
+            ) from None
+        return script, script, export_torchscript
+
+
+AnySource = OnnxSource | ScikitLearnSource | TorchSource
+
+
+def _scikit_learn_type(array: Array) -> Any:
+    from skl2onnx.common.data_types import guess_data_type
+
+    [(_, kind)] = guess_data_type(array)
+    return type(kind)([None, *array.shape[1:]])  # None is the batch
+
+
+def _answer_of_torch(module: Any, feed: Feed, names: tuple[str, ...]) -> dict[str, Array]:
+    import torch
+
+    with torch.no_grad():
+        answer = module(*(torch.from_numpy(array) for array in feed.values()))
+    answers = answer if isinstance(answer, tuple | list) else (answer,)
+    return {name: tensor.detach().numpy() for name, tensor in zip(names, answers, strict=True)}
