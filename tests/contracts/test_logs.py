@@ -72,11 +72,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory, tls: Path, worker_class: str
 
 
 def test_every_line_is_json_of_one_form(stage: Stage) -> None:
-    """Those of Gunicorn and RQ as well, when a worker is killed, all are reloaded, and jobs run."""
+    """Those of Gunicorn and RQ as well, when jobs run, all are reloaded, and a worker is killed."""
     bearer = f"Bearer {fetch_token(stage.edge.http(), 'app', stage.secret)}"
-    killed = stage.server.workers()[0]
-    stage.server.kill(killed)
-    wait_until(lambda: killed not in (left := stage.server.workers()) and len(left) == 2, "there is another one")
     answer = stage.ask("POST", "/v1/jobs?model=scale", b"[1,2,3]\n[1]\n", Authorization=bearer, Content_Type=LINES)
     assert answer.status == 202, answer
     job = f"/v1/jobs/{answer.json()['id']}"
@@ -88,6 +85,10 @@ def test_every_line_is_json_of_one_form(stage: Stage) -> None:
     stage.server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: len(set(stage.server.workers()) - before) == len(stage.server.workers()) == 2, "all are new")
     wait_until(stage.server.is_ready, "they answer")
+    killed = stage.server.workers()[0]
+    stage.server.kill(killed)
+    wait_until(lambda: killed not in (left := stage.server.workers()) and len(left) == 2, "there is another one")
+    wait_until(lambda: "SIGKILL" in stage.server.log(), "Gunicorn has said so")
     lines = stage.lines()
     assert {tuple(list(line)[:5]) for line in lines} == {tuple(HEAD)}
     assert {line["service"] for line in lines} == {"api", "worker"}

@@ -32,6 +32,9 @@ REFUSED = [("Content-Type", "text/plain"), ("Content-Length", "0"), ("Connection
 
 
 class MeinheldWorker(gmeinheld.MeinheldWorker):  # type: ignore[misc]  # meinheld has no types
+    # Until it runs: who is told to end before that has nobody to wait for.
+    _drain_seconds = 0.0
+
     def __init__(self, *args: Any) -> None:
         access, error = Logger.access, Logger.error
         super().__init__(*args)
