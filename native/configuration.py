@@ -58,7 +58,8 @@ def check(environment: Mapping[str, str]) -> None:
     settings = read_settings(environment)
     make_plan(settings, granted_cpus())
     _check_free("TIERCEL_BIND", settings.bind, "127.0.0.1:8001")
-    _check_free("TIERCEL_METRICS_BIND", settings.metrics_bind, "127.0.0.1:9082")
+    if settings.metrics_bind:
+        _check_free("TIERCEL_METRICS_BIND", settings.metrics_bind, "127.0.0.1:9082")
     for name in PORTS:
         text = environment[name]
         if not text.isdecimal() or not 1 <= int(text) < 1 << 16:
@@ -143,5 +144,5 @@ def _write_prometheus_yml(configuration: Configuration) -> None:
     bind = configuration.environment["TIERCEL_BIND"]
     if not bind.startswith("unix:"):  # which Prometheus can not ask; it says so of the address that is left
         text = text.replace("127.0.0.1:8000", bind)
-    text = text.replace("127.0.0.1:8082", configuration.environment["TIERCEL_METRICS_BIND"])
+    text = text.replace("127.0.0.1:8082", configuration.environment["TIERCEL_METRICS_BIND"] or "127.0.0.1:8082")
     (configuration.folder / "prometheus.yml").write_text(text)

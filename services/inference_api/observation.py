@@ -35,8 +35,6 @@ QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
 SERVER_ERROR = 500
 # Requests whose line and timings wait for each other, and for how long.
 BATCH, DELAY_SECONDS = 32, 0.1
-# What a pipe takes whole, 4096 bytes (PIPE_BUF), so that lines of two workers do not mix.
-LINES_AT_ONCE = 6
 # What `Prediction.cache` says (RFC 9211), in metrics.
 CACHE_OUTCOMES = {
     "hit": "hit",
@@ -183,8 +181,8 @@ class Observer:
                 self._count(observation)
             if self._out:
                 lines = [_line(each) for each in waiting if each.route not in QUIET or each.status >= SERVER_ERROR]
-                for first in range(0, len(lines), LINES_AT_ONCE):
-                    self._out.write(ENCODER.encode_lines(lines[first : first + LINES_AT_ONCE]))
+                if lines:
+                    self._out.write(ENCODER.encode_lines(lines))
                     self._out.flush()
 
     def _take(self, observation: Observation) -> None:

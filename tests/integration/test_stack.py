@@ -37,6 +37,7 @@ class Stack:
         self.ports = {name: free_port() for name in PORTS}
         self.environment = {name: str(port) for name, port in self.ports.items()}
         self.environment |= {"STACK_DIR": str(folder), "TIERCEL_BIND": f"127.0.0.1:{free_port()}"}
+        self.environment["TIERCEL_METRICS_BIND"] = f"127.0.0.1:{free_port()}"
 
     def start(self) -> None:
         with (self.folder / "output").open("wb") as output:
@@ -337,11 +338,11 @@ def test_a_program_that_can_not_start_stops_it_with_the_reason(tmp_path: Path) -
     assert "tiercel: TIERCEL_MODELS_DIR: expected a folder" in ended.stderr
 
 
-@pytest.mark.parametrize("name", [*PORTS, "TIERCEL_BIND"])
+@pytest.mark.parametrize("name", [*PORTS, "TIERCEL_BIND", "TIERCEL_METRICS_BIND"])
 def test_a_port_that_is_taken_is_named_at_once(tmp_path: Path, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        value = f"127.0.0.1:{port}" if name == "TIERCEL_BIND" else str(port)
+        value = f"127.0.0.1:{port}" if name.startswith("TIERCEL_") else str(port)
         ended = run(*COMMAND, **Stack(tmp_path).environment | {name: value})
     if name == "PROMETHEUS_PORT" and not shutil.which("prometheus"):
         pytest.skip("there is no Prometheus")
