@@ -1,5 +1,6 @@
 """Batch jobs while workers and Redis die: whatever was accepted ends, with one result for every row."""
 
+import http.client
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from model_zoo import Zoo
 from msgspec.json import encode
 from redis_server import RedisServer
 from rq.serializers import JSONSerializer
-from servers import Server, wait_until
+from servers import Server, free_port, wait_until
 
 from batch_worker.runner import MAX_ATTEMPTS
 from inference_core.job_queue import QUEUE, RUN_JOB
@@ -105,8 +106,8 @@ class Stage:
         self.server = running.enter_context(Server(worker_class="llhttp", workers=2, models=zoo.root, **self._more()))
         self.owner = self.jobs_dir / "owners" / owner_of(None)
 
-    def worker(self, name: str, *before: str) -> Worker:
-        environ = {f"TIERCEL_{key.upper()}": str(value) for key, value in self._settings.items()}
+    def worker(self, name: str, *before: str, **settings: str) -> Worker:
+        environ = {f"TIERCEL_{key.upper()}": str(value) for key, value in (self._settings | settings).items()}
         return self._running.enter_context(Worker(name, self._folder, environ, *before))
 
     def submit(self, model: str, rows: list[list[float]]) -> str:
@@ -287,7 +288,8 @@ def test_whatever_else_is_on_the_queue_is_refused_and_the_worker_lives_on(stage:
         lambda: _push(stage, data=b'["' + RUN_JOB.encode() + b'", "string", [], {}]', timeout=b"soon"),
         lambda: _push(stage, nothing=b"\xff"),
     ]
-    worker = stage.worker("one")
+    port = free_port()
+    worker = stage.worker("one", metrics_bind=f"127.0.0.1:{port}")
     jobs = [stage.submit("slow", rows(0, 40))]
     for inject in injected:
         inject()
@@ -299,6 +301,21 @@ def test_whatever_else_is_on_the_queue_is_refused_and_the_worker_lives_on(stage:
     # All but those whose arguments alone are foreign, of which there is no such job.
     assert worker.log().count('"a job was refused"') == len(injected) - 2, worker.log()
     assert "no_such_module" not in worker.log()
+    figures = exposition(port).splitlines()
+    assert f"tiercel_queue_refusals_total {len(injected) - 2}" in figures
+    assert f'tiercel_jobs_ended_total{{model="slow",status="succeeded"}} {len(jobs)}' in figures
+    assert f'tiercel_job_rows_total{{model="slow",outcome="ok"}} {40 * len(jobs)}' in figures
+
+
+def exposition(port: int) -> str:
+    """What a batch worker shows Prometheus, and nobody anything else."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/")
+    refused = connection.getresponse()
+    refused.read()
+    assert refused.status == 404
+    connection.request("GET", "/metrics")
+    return connection.getresponse().read().decode()
 
 
 def _push(stage: Stage, **record: bytes) -> None:

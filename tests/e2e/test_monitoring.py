@@ -2,12 +2,10 @@
 
 import base64
 import itertools
-import json
-import urllib.request
 from typing import Any
 
 import pytest
-from compose import ROOT, Stack
+from compose import ROOT, Stack, fetch
 from monitoring import expressions
 from monitoring.prometheus_api import Prometheus
 from servers import bearer, wait_until
@@ -20,15 +18,6 @@ PHOTO = MODELS / "efficientnet-lite0/examples/chelsea.jpg"
 @pytest.fixture(scope="module")
 def prometheus(stack: Stack) -> Prometheus:
     return Prometheus(stack.url("prometheus"))
-
-
-def fetch(url: str, body: Any = None, **headers: str) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    fields = {"Content-Type": "application/json"} | headers
-    request = urllib.request.Request(url, data, fields)  # noqa: S310  # the URL is ours
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  # the same
-        text = answer.read()
-    return json.loads(text) if text else None
 
 
 def test_every_target_answers(prometheus: Prometheus) -> None:
