@@ -53,6 +53,7 @@ class Store:
         self.away = client is None
         if client is not None:
             REDIS_AVAILABLE.of(name).set(1)
+            REDIS_ERRORS.of(name)  # none so far
         self.seconds = ASSUMED_SECONDS
 
     @property

@@ -15,6 +15,7 @@ from servers import wait_until
 from structlog.testing import capture_logs
 
 from inference_core.store import CONNECTIONS, MAX_FAILURES, Store, StoreAway, open_store
+from observability.exposition import collect, render
 
 # Where nothing is late on purpose, nothing shall be by chance: others use these cores.
 TIMEOUT, LONG = 0.05, 5.0
@@ -421,3 +422,9 @@ def _pipeline(client: Redis, names: list[str]) -> list[Any]:
         pipeline.get(name)
     answers: list[Any] = pipeline.execute()
     return answers
+
+
+def test_a_redis_that_has_not_failed_has_failed_no_time() -> None:
+    """Seen before the first error, or that would not be seen as one more."""
+    Store(Redis(), "never-asked")
+    assert render(collect(None).numbers).count('tiercel_redis_errors_total{redis="never-asked"} 0') == 1
