@@ -33,8 +33,8 @@ def test_every_target_answers(prometheus: Prometheus) -> None:
         wait_until(all_are_up, "all targets are up", 60)
     except AssertionError:
         raise AssertionError("\n".join(down)) from None
-    assert prometheus.now('up{job="api"}')
-    assert prometheus.now('up{job="worker"}')
+    for job in ("api", "worker"):  # which are found by name, a little later than the others
+        wait_until(lambda job=job: prometheus.now(f'up{{job="{job}"}} == 1'), f"{job} is asked", 60)  # type: ignore[misc]
 
 
 def test_every_replica_is_asked(stack: Stack, two_containers: None, prometheus: Prometheus) -> None:
