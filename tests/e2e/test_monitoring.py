@@ -34,7 +34,7 @@ def test_every_target_answers(prometheus: Prometheus) -> None:
     except AssertionError:
         raise AssertionError("\n".join(down)) from None
     for job in ("api", "worker"):  # which are found by name, a little later than the others
-        wait_until(lambda job=job: prometheus.now(f'up{{job="{job}"}} == 1'), f"{job} is asked", 60)  # type: ignore[misc]
+        wait_until(lambda job=job: prometheus.now(f'up{{job="{job}"}} == 1'), f"{job} is asked", 60)
 
 
 def test_every_replica_is_asked(stack: Stack, two_containers: None, prometheus: Prometheus) -> None:

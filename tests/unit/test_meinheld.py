@@ -4,12 +4,13 @@ import signal
 
 import pytest
 
-meinheld = pytest.importorskip("meinheld", exc_type=ImportError)
+# It does not import on CPython 3.13 and later.
+pytest.importorskip("meinheld", exc_type=ImportError)
 
 
 def test_a_worker_that_is_told_to_end_before_it_runs_ends() -> None:
     """As by SIGHUP just after it was started in another's place. A failure there would end the whole server."""
-    from inference_api.workers.meinheld import MeinheldWorker  # noqa: PLC0415
+    from inference_api.workers.meinheld import MeinheldWorker  # noqa: PLC0415  # where there is one
 
     worker = MeinheldWorker.__new__(MeinheldWorker)
     worker._drain_until = None
