@@ -8,7 +8,6 @@ from typing import Any
 from compose import Stack, fetch
 from servers import wait_until
 
-ROW = json.dumps({"instances": [[1.0] * 30]}).encode()
 LINES = {"Content-Type": "application/x-ndjson"}
 
 
@@ -21,6 +20,12 @@ def spans_of(stack: Stack, trace: str) -> dict[str, dict[str, Any]]:
     return {span["operationName"]: span for each in found for span in each["spans"]}
 
 
+def wait_for_spans(stack: Stack, trace: str, names: set[str]) -> dict[str, dict[str, Any]]:
+    """Those of API and worker, each of which sends its own when it likes."""
+    wait_until(lambda: spans_of(stack, trace).keys() >= names, f"Jaeger has {sorted(names)}")
+    return spans_of(stack, trace)
+
+
 def parent(span: dict[str, Any]) -> str | None:
     return next((each["spanID"] for each in span["references"] if each["refType"] == "CHILD_OF"), None)
 
@@ -29,13 +34,12 @@ def test_a_request_that_was_traced_already_goes_on_in_its_trace(stack: Stack) ->
     """The span that it came from, the server's, and in that its stages."""
     trace, caller = secrets.token_hex(16), secrets.token_hex(8)
     headers = {"traceparent": f"00-{trace}-{caller}-01"}
-    assert stack.request("POST", "/v1/models/breast-cancer:predict", ROW, headers).status == 200
+    row = json.dumps({"instances": [[secrets.randbelow(1000) / 10] * 30]}).encode()  # whose answer nobody has kept
+    assert stack.request("POST", "/v1/models/breast-cancer:predict", row, headers).status == 200
     server = "POST /v1/models/{model}:predict"
-    wait_until(lambda: server in spans_of(stack, trace), "Jaeger has it")
-    spans = spans_of(stack, trace)
+    spans = wait_for_spans(stack, trace, {server, "queue", "preprocess", "inference", "postprocess"})
     assert parent(spans[server]) == caller
     stages = spans.keys() - {server}
-    assert stages >= {"queue", "preprocess", "inference", "postprocess"}
     assert {parent(spans[stage]) for stage in stages} == {spans[server]["spanID"]}
 
 
@@ -47,8 +51,7 @@ def test_a_job_is_in_the_trace_of_who_handed_it_over(stack: Stack) -> None:
     assert answer.status == 202, answer
     lines = wait_for_job_line(stack, request_id)
     trace = lines[-1]["trace_id"]
-    wait_until(lambda: "run job" in spans_of(stack, trace), "Jaeger has it")
-    spans = spans_of(stack, trace)
+    spans = wait_for_spans(stack, trace, {"POST /v1/jobs", "enqueue job", "run job"})
     enqueue = spans["enqueue job"]["spanID"]
     assert parent(spans["enqueue job"]) == spans["POST /v1/jobs"]["spanID"]
     assert parent(spans["POST /v1/jobs"]) is None
