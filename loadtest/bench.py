@@ -3,6 +3,7 @@
 python loadtest/bench.py --scenario tabular --systems tiercel/llhttp,fastapi --rounds 5 --seconds 3 --json FILE
 python loadtest/bench.py --edge                      all of them behind NGINX, over TLS
 python loadtest/bench.py --redis                     Tiercel with a prediction cache, with quotas, and with neither
+python loadtest/bench.py --observed                  Tiercel observed by nobody, as usual, and with traces
 """
 
 import argparse
@@ -22,7 +23,7 @@ from in_process import InProcess
 from processes import machine
 from scenarios import SCENARIOS, Scenario
 from server import Server
-from systems import DIRECT, EDGE, REDIS, SYSTEMS, is_installed
+from systems import DIRECT, EDGE, OBSERVED, REDIS, SYSTEMS, is_installed
 
 from inference_core.thread_plan import granted_cpus
 
@@ -70,11 +71,13 @@ def parse_arguments() -> argparse.Namespace:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--edge", action="store_true", help="systems behind NGINX instead, unless named")
     kinds.add_argument("--redis", action="store_true", help="Tiercel with and without Redis instead, unless named")
+    kinds.add_argument("--observed", action="store_true", help="Tiercel observed or not instead, unless named")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every round")
     arguments = parser.parse_args()
-    arguments.scenario = arguments.scenario or (WITH_REDIS if arguments.redis else USUAL)
+    usual = WITH_REDIS if arguments.redis else ["tabular"] if arguments.observed else USUAL
+    arguments.scenario = arguments.scenario or usual
     arguments.systems = arguments.systems or usual_systems(arguments)
     return arguments
 
@@ -82,6 +85,8 @@ def parse_arguments() -> argparse.Namespace:
 def usual_systems(arguments: argparse.Namespace) -> list[str]:
     if arguments.redis:
         return [system.name for system in REDIS]
+    if arguments.observed:
+        return [system.name for system in OBSERVED]
     return [system.name for system in (EDGE if arguments.edge else DIRECT) if is_installed(system)] + [InProcess.name]
 
 

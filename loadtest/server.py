@@ -34,7 +34,14 @@ class Server:
         self._temporary = tempfile.TemporaryDirectory(prefix="bench-")  # as long as the server
         self._files = Path(self._temporary.name)
         port, api_socket, redis = free_port(), self._files / "api.sock", self._files / "redis.sock"
-        values = {"port": port, "socket": api_socket, "redis": redis, "python": sys.executable, "cpus": cpus}
+        values = {
+            "port": port,
+            "socket": api_socket,
+            "redis": redis,
+            "sink": free_port(),
+            "python": sys.executable,
+            "cpus": cpus,
+        }
         self._folder = ROOT / system.folder
         self._commands = [[sys.executable, "-m", *command.format(**values).split()] for command in system.commands]
         self._environ = clean_environ() | {name: value.format(**values) for name, value in system.environ.items()}

@@ -17,7 +17,7 @@ WORKER_CLASSES = ("llhttp", "meinheld", "gthread")
 class System:
     """`commands`: modules of Python with arguments, in the order in which they start.
 
-    They and `environ` may hold {port}, {socket}, {redis}, {python} and {cpus}. With `nginx`, the folder of its
+    They and `environ` may hold {port}, {socket}, {redis}, {sink}, {python} and {cpus}. With `nginx`, the folder of its
     configuration, NGINX stands in front and asks whoever accepts at {socket}; without, clients come to {port}. With
     `redis`, one of the system's own answers at {redis}.
     """
@@ -70,6 +70,19 @@ def behind_nginx(system: System, nginx: Path = NGINX) -> System:
     return dataclasses.replace(system, name=f"edge/{system.name}", nginx=nginx)
 
 
+def silent() -> System:
+    """The default worker class, but nobody observes requests (peers/silent_app.py)."""
+    system = tiercel("llhttp", f"{GUNICORN} --pythonpath {PEERS} silent_app:get_app()")
+    return dataclasses.replace(system, name=f"{system.name}+silent")
+
+
+def traced() -> System:
+    """The default worker class, with somebody who takes traces (peers/span_sink.py)."""
+    system = tiercel("llhttp", f"{PEERS.replace('/', '.')}.span_sink {{sink}}", GUNICORN)
+    environ = system.environ | {"TIERCEL_TRACE_ENDPOINT": "http://127.0.0.1:{sink}/v1/traces"}
+    return dataclasses.replace(system, name=f"{system.name}+traces", environ=environ)
+
+
 DIRECT = [*map(tiercel, WORKER_CLASSES), _fastapi("--host 127.0.0.1 --port {port}"), _flask("127.0.0.1:{port}")]
 EDGE = [*map(behind_nginx, [*map(held, WORKER_CLASSES), _fastapi("--uds {socket}"), _flask("unix:{socket}")])]
 REDIS = [
@@ -78,7 +91,8 @@ REDIS = [
     with_redis("shared", TIERCEL_CACHE_LOCAL_BYTES="0"),
     with_redis("quota", TIERCEL_QUOTA_REQUESTS=f"{10**9}"),
 ]
-SYSTEMS = {system.name: system for system in [*DIRECT, *EDGE, *REDIS]}
+OBSERVED = [silent(), tiercel("llhttp"), traced()]
+SYSTEMS = {system.name: system for system in [*DIRECT, *EDGE, *REDIS, *OBSERVED]}
 
 
 def redis_server(path: Path) -> list[str]:

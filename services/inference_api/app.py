@@ -9,7 +9,7 @@ from inference_api import jobs, metrics, openapi, v1, v2, v2_repository
 from inference_api.authorisation import PUBLIC, Authorisation, Route
 from inference_api.error_handlers import add_error_handlers
 from inference_api.middleware import Compression
-from inference_api.observation import Observer
+from inference_api.observation.observer import Observer
 from inference_core.bootstrap import Services
 from observability.tracing import NO_TRACES
 

@@ -13,7 +13,7 @@ import msgspec
 
 from inference_api import submissions
 from inference_api.authorisation import authorise, subject
-from inference_api.observation import Observation
+from inference_api.observation.request import Observation
 from inference_api.openapi import Operation
 from inference_api.requests import count_job, media_type, read_body, whole_number
 from inference_api.submissions import JSON_LINES, ZIP, Submission
@@ -171,8 +171,7 @@ def accept(req: falcon.Request, resp: falcon.Response, services: Services, submi
 def _keep_trace(req: falcon.Request) -> Trace:
     """Jobs are few and long: the trace of each is kept."""
     observation: Observation = req.context.observation
-    observation.trace = observation.trace._replace(sampled=True)
-    return observation.trace
+    return observation.keep_trace()
 
 
 def _job(req: falcon.Request, services: Services, submission: Submission, owner: str, traceparent: str) -> Job:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from inference_api.app import App, create_app
 from inference_api.metrics import tell_what_runs
-from inference_api.observation import open_observer
+from inference_api.observation.observer import open_observer
 from inference_core.bootstrap import bootstrap
 from inference_core.settings import read_settings
 from observability.logs import configure_logging

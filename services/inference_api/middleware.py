@@ -1,4 +1,4 @@
-"""What happens to every answer besides being observed (observation.py): a large one is compressed if asked for."""
+"""What happens to every answer besides being observed (observation/): a large one is compressed if asked for."""
 
 import re
 

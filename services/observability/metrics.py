@@ -14,11 +14,13 @@ import os
 import secrets
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 # A process's file: the size of the directory in use, the directory, and then the numbers (float64). In the directory,
 # for each series, the size of its entry and the entry in MessagePack.
@@ -38,6 +40,9 @@ SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 # How the numbers of several processes become one; of gauges, those of processes that live.
 Merge = Literal["sum", "max", "min"]
 Labels = tuple[str, ...]
+Numbers = NDArray[np.float64]
+
+BUCKETS = np.array(SECONDS)
 
 
 class Entry(msgspec.Struct, array_like=True):
@@ -88,29 +93,36 @@ class Histogram:
             self.values[self.sum_at] += value
 
 
-class Group:
-    """Series that are counted in together. PERF: at half of what each by itself takes, as the lock is taken once.
+class Table:
+    """Series that are counted in together, as rows of a table; histograms must have the buckets SECONDS.
 
-    `counters` by their families; `histograms` must all have the same buckets.
+    PERF: numpy counts in ten series for each of 32 requests in the time in which Python does so for five.
     """
 
-    __slots__ = ("_buckets", "_counters", "_histograms", "_lock", "_values")
+    def __init__(self, counters: int, histograms: int) -> None:
+        self._memory = REGISTRY.memory
+        self._counters = np.empty((0, counters), np.intp)
+        self._histograms = np.empty((0, histograms), np.intp)
+        self._sums = np.empty((0, histograms), np.intp)
 
-    def __init__(self, counters: Sequence[Counter], histograms: Sequence[Histogram]) -> None:
-        first = histograms[0]
-        self._values, self._lock, self._buckets = first.values, first.lock, first.buckets
-        self._counters = tuple(counter.at for counter in counters)
-        self._histograms = tuple((histogram.at, histogram.sum_at) for histogram in histograms)
+    def add(self, counters: Sequence[Counter | None], histograms: Sequence[Histogram | None]) -> int:
+        """The number of a new row; None stands for a series that there is not."""
+        at = [counter.at if counter else NOWHERE for counter in counters]
+        self._counters = np.vstack((self._counters, at))
+        at = [histogram.at if histogram else NOWHERE for histogram in histograms]
+        self._histograms = np.vstack((self._histograms, at))
+        at = [histogram.sum_at if histogram else NOWHERE for histogram in histograms]
+        self._sums = np.vstack((self._sums, at))
+        return len(self._counters) - 1
 
-    def count(self, amounts: Iterable[float], measured: Iterable[float]) -> None:
-        """An amount for each counter, a value for each histogram."""
-        values, buckets = self._values, self._buckets
-        with self._lock:
-            for at, amount in zip(self._counters, amounts):  # noqa: B905  # PERF: strict costs as much as an addition
-                values[at] += amount
-            for (at, sum_at), value in zip(self._histograms, measured):  # noqa: B905  # the same
-                values[at + bisect.bisect_left(buckets, value)] += 1.0
-                values[sum_at] += value
+    def count(self, rows: Sequence[int], amounts: Numbers, measured: Numbers) -> None:
+        """`amounts`: for each row one for each counter; `measured`: one for each histogram. A row may come again."""
+        at, numbers = np.array(rows), self._memory.array
+        buckets = np.searchsorted(BUCKETS, measured) + self._histograms[at]
+        with self._memory.lock:
+            np.add.at(numbers, self._counters[at], amounts)
+            np.add.at(numbers, buckets, 1.0)
+            np.add.at(numbers, self._sums[at], measured)
 
 
 class Memory:
@@ -120,6 +132,7 @@ class Memory:
         self.lock = threading.Lock()
         self._buffer = mmap.mmap(-1, FILE_BYTES) if folder is None else _create(folder)
         self.values = memoryview(self._buffer)[VALUES_AT:].cast("d")
+        self.array: Numbers = np.frombuffer(self._buffer, np.float64, SLOTS, VALUES_AT)  # the same
         self._used = 0
         self._slots = NOWHERE_SLOTS
 

@@ -19,6 +19,8 @@ from tritonclient import http as triton
 PREDICT = "/v1/models/scale:predict"
 INSTANCES = {"instances": [[1, 2, 3]]}
 BODY = json.dumps(INSTANCES).encode()
+# Takes ten seconds or more, and cannot be stopped.
+HANG = json.dumps({"inputs": [{"name": "n", "datatype": "INT64", "shape": [1], "data": [9000]}]}).encode()
 SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 CLIENTS, KILLS = 4, 20
@@ -82,7 +84,16 @@ def test_the_requests_of_all_workers_are_counted(own: Server) -> None:
     wait_until(lambda: figure(own, "prediction_rows_total") == 200, "their rows are counted")
     wait_until(lambda: figure(own, "compute_infer_seconds_count") == 200, "their inferences are counted")
     assert figure(own, "worker_starts_total") == 2
-    assert figure(own, "requests_in_flight") == 1, "the one that asks"
+
+
+def test_a_request_is_in_flight_until_it_ends(own: Server) -> None:
+    """One that hangs is seen by whoever is asked, and is gone with its worker."""
+    connection = own.http()
+    connection.request("POST", "/v2/models/hang/infer", HANG, {"X-Request-Timeout-Ms": "3000"})
+    wait_until(lambda: figure(own, "requests_in_flight") >= 1, "it is in flight")
+    assert connection.getresponse().status == 504
+    connection.close()
+    wait_until(lambda: figure(own, "requests_in_flight") == 0, "nothing is", 10)
 
 
 def test_the_text_is_valid(server: Server) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from redis_server import RedisServer
 
 from inference_api.app import create_app
-from inference_api.observation import NO_ROUTE, Observer
+from inference_api.observation.figures import NO_ROUTE
+from inference_api.observation.observer import Observer
 from observability.exposition import MEDIA_TYPE
 from observability.metrics import OTHER, REGISTRY, Memory
 from observability.tracing import NO_TRACES
@@ -130,7 +131,6 @@ def test_predictions_are_counted_by_what_they_are_about(stage: Stage) -> None:
         assert counts == {("scale", "1"): 6, ("colour", "1"): 1}, stage_name
     assert stage.samples("request_seconds_count", route=PREDICT) == {("scale",): 3, ("colour",): 1}
     assert stage.samples("cache_requests_total") == {}
-    assert stage.samples("requests_in_flight") == {(): 1}, "the one that asks"
 
 
 def test_the_stages_of_a_request_are_within_it(stage: Stage) -> None:

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from observability import metrics
@@ -15,9 +16,9 @@ from observability.metrics import (
     SLOTS,
     SUFFIX,
     Family,
-    Group,
     Memory,
     Registry,
+    Table,
     counter,
     gauge,
     histogram,
@@ -100,18 +101,40 @@ def test_a_histogram_adds_up(place: Registry) -> None:
     assert counted(place)["some_seconds", ("/v2",)] == [1, 2, 1, 7.5]
 
 
-def test_a_group_counts_as_its_members_would(place: Registry) -> None:
-    """Each counter its amount, each histogram its value, and no other."""
+def test_a_table_counts_as_its_series_would(place: Registry) -> None:
+    """Each counter its amount, each histogram its value, in every row; one that comes again, again, and no other."""
     rows, cpu, other = (counter(name, "Some.", "model") for name in ("rows_total", "cpu_total", "other_total"))
-    total, infer = histogram("total_seconds", "Time."), histogram("infer_seconds", "Time.")
-    group = Group([rows.of("a"), cpu.of("a")], [total.of(), infer.of()])
+    total, infer = histogram("total_seconds", "Time."), histogram("infer_seconds", "Time.", "model")
+    table = Table(counters=2, histograms=2)
+    a = table.add([rows.of("a"), cpu.of("a")], [total.of(), infer.of("a")])
+    b = table.add([rows.of("b"), None], [total.of(), None])
     other.of("a").add(9)
-    for _ in range(2):
-        group.count((4, 0.5), (SECONDS[0], SECONDS[-1] + 1))
+    amounts = [[4, 0.5], [3, 99], [4, 0.5]]
+    times = [[SECONDS[0], SECONDS[-1] + 1], [SECONDS[0], 99], [SECONDS[0], SECONDS[-1] + 1]]
+    table.count([a, b, a], np.array(amounts), np.array(times))
     found = counted(place)
     assert [found[name, ("a",)] for name in ("rows_total", "cpu_total", "other_total")] == [[8], [1], [9]]
-    assert found["total_seconds", ()] == [2, *[0] * len(SECONDS), 2 * SECONDS[0]]
-    assert found["infer_seconds", ()] == [*[0] * len(SECONDS), 2, 2 * (SECONDS[-1] + 1)]
+    assert found["rows_total", ("b",)] == [3]
+    assert found["total_seconds", ()] == [3, *[0] * len(SECONDS), pytest.approx(3 * SECONDS[0])]
+    assert found["infer_seconds", ("a",)] == [*[0] * len(SECONDS), 2, 2 * (SECONDS[-1] + 1)]
+    assert found.keys() == {
+        ("series_refused_total", ()),
+        ("total_seconds", ()),
+        ("infer_seconds", ("a",)),
+        ("rows_total", ("b",)),
+        *((name, ("a",)) for name in ("rows_total", "cpu_total", "other_total")),
+    }
+
+
+@pytest.mark.parametrize("value", [0.0, *SECONDS, SECONDS[-1] + 1])
+def test_a_table_has_the_buckets_of_a_histogram(value: float, place: Registry) -> None:
+    """A bound belongs to the bucket that it ends."""
+    alone, together = histogram("alone_seconds", "Time."), histogram("together_seconds", "Time.")
+    alone.of().observe(value)
+    table = Table(counters=1, histograms=1)
+    table.count([table.add([None], [together.of()])], np.array([[1.0]]), np.array([[value]]))
+    found = counted(place)
+    assert found["together_seconds", ()] == found["alone_seconds", ()]
 
 
 def test_a_file_begins_at_zero(registry: Registry, tmp_path: Path) -> None:
@@ -176,14 +199,18 @@ def test_what_has_no_room_is_counted_nowhere(name: str, full: Registry) -> None:
     assert counted(full) == {("series_refused_total", ()): [1]}
 
 
-def test_a_group_without_room_is_counted_nowhere(place: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of its members that have room are counted; the others touch nobody's numbers."""
+def test_a_row_without_room_is_counted_nowhere(place: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of its series that have room are counted; the others touch nobody's numbers."""
     first, seconds = counter("first_total", "There."), histogram("some_seconds", "Time.")
-    group_of = [first.of(), seconds.of()]
+    first.of(), seconds.of()
     monkeypatch.setattr(metrics, "DIRECTORY_BYTES", place.memory._used)
     late, late_seconds = counter("late_total", "Late."), histogram("late_seconds", "Late.")
-    Group([late.of(), group_of[0]], [late_seconds.of(), group_of[1]]).count((7, 1), (1.5, 2.5))
-    Group([group_of[0], late.of()], [group_of[1]]).count((1, 7), (2.5,))
+    table = Table(counters=2, histograms=2)
+    rows = [
+        table.add([late.of(), first.of()], [late_seconds.of(), seconds.of()]),
+        table.add([first.of(), late.of()], [seconds.of(), None]),
+    ]
+    table.count(rows, np.array([[7.0, 1.0], [1.0, 7.0]]), np.array([[1.5, 2.5], [2.5, 1.5]]))
     found = counted(place)
     assert found.keys() == {("series_refused_total", ()), ("first_total", ()), ("some_seconds", ())}
     assert found["first_total", ()] == [2]
@@ -219,10 +246,12 @@ def test_a_histogram_of_any_family_fits_where_nobody_looks() -> None:
 
 
 def test_threads_that_count_at_once_lose_nothing(place: Registry) -> None:
-    """Counters, gauges, histograms and groups; and the series that they make at once is one."""
+    """Counters, gauges, histograms and tables; and the series that they make at once is one."""
     threads, times = 8, 2000
     total, busy = counter("some_total", "Some.", "who"), gauge("busy", "Now.", merge="sum")
-    seconds = histogram("some_seconds", "Time.", buckets=(1.0,))
+    seconds = histogram("some_seconds", "Time.")
+    table = Table(counters=1, histograms=1)
+    row = table.add([total.of("all")], [seconds.of()])
     start = threading.Barrier(threads)
 
     def work() -> None:
@@ -231,14 +260,14 @@ def test_threads_that_count_at_once_lose_nothing(place: Registry) -> None:
             total.of("all").add()
             busy.of().add()
             seconds.of().observe(2)
-            Group([total.of("all")], [seconds.of()]).count((1,), (2,))
+            table.count([row], np.array([[1.0]]), np.array([[2.0]]))
             busy.of().add(-1)
 
     _run(threads, work)
     found, most = counted(place), threads * times * 2
     assert found["some_total", ("all",)] == [most]
     assert found["busy", ()] == [0]
-    assert found["some_seconds", ()] == [0, most, 2 * most]
+    assert (found["some_seconds", ()][SECONDS.index(2.5)], found["some_seconds", ()][-1]) == (most, 2 * most)
 
 
 def test_threads_that_make_series_at_once_make_each_once(place: Registry) -> None:

@@ -1,8 +1,14 @@
 import calendar
+import fcntl
+import gc
 import io
 import json
+import os
 import re
+import threading
 import time
+import weakref
+from pathlib import Path
 from typing import Any, cast
 
 import falcon
@@ -13,7 +19,9 @@ from builders import manifest, tensor
 from falcon.testing import create_environ
 from servers import wait_until
 
-from inference_api.observation import BATCH, NO_ROUTE, QUIET, Observation, Observer
+from inference_api.observation.figures import NO_ROUTE, QUIET, Figures
+from inference_api.observation.observer import BATCH, PIPE_BYTES, Observer, widen
+from inference_api.observation.request import Observation
 from inference_core.model import Model
 from inference_core.predictor import Prediction
 from observability import families
@@ -110,8 +118,8 @@ def observer(out: Out) -> Observer:
 
 def request_id(given: str | None) -> str:
     exchange = Exchange(Observer(NO_TRACES), **({} if given is None else {"x_request_id": given}))
-    assert exchange.response.get_header("X-Request-ID") == exchange.id
     exchange.ends()
+    assert exchange.response.get_header("X-Request-ID") == exchange.id
     return exchange.id
 
 
@@ -278,25 +286,30 @@ def test_that_a_request_was_answered_is_counted_at_once(observer: Observer) -> N
 
 def test_a_request_is_in_flight_until_it_ends(observer: Observer) -> None:
     """However it ends."""
-    before = families.IN_FLIGHT.of().get()
+
+    def in_flight() -> float:
+        observer.flush()
+        return families.IN_FLIGHT.of().get()
+
     first, second = Exchange(observer), Exchange(observer)
-    assert families.IN_FLIGHT.of().get() - before == 2
+    assert in_flight() == 2
     first.ends(500)
+    assert in_flight() == 1
     observer.abandon(second.request, 503)
-    assert families.IN_FLIGHT.of().get() == before
+    assert in_flight() == 0
 
 
 def test_methods_that_a_client_has_made_up_are_one(observer: Observer) -> None:
     """No label is made of them, and nothing remembers them."""
     before = by_label(collect(None).numbers, families.REQUESTS, "method", route="/made-up")
-    remembered = len(observer._answered)
+    remembered = len(observer._figures._kinds)
     for number in range(100):
         Exchange(observer, f"MADE-UP-{number}", "/made-up").ends(405)
     Exchange(observer, "DELETE", "/made-up").ends(405)
     after = by_label(collect(None).numbers, families.REQUESTS, "method", route="/made-up")
     assert after.keys() == {OTHER, "DELETE"}
     assert after[OTHER] - before.get(OTHER, 0) == 100
-    assert len(observer._answered) == remembered + 1
+    assert len(observer._figures._kinds) == remembered + 2
 
 
 def test_paths_without_a_route_are_one(observer: Observer) -> None:
@@ -339,23 +352,31 @@ def test_a_stamp_that_cannot_be_makes_nothing_negative(stamp: str, observer: Obs
     exchange.predicts("stamps")
     exchange.ends()
     observer.flush()
-    stages = exchange.observation.stages
-    assert min(stages) >= 0
-    assert stages.queue == 0
-    assert stages.total >= stages.input + stages.infer + stages.output
+    timing = exchange.server_timing()
+    assert timing.keys() == {"total", *STAGES}
+    assert min(timing.values()) >= 0
     assert "queue_seconds" not in out.lines()[0]
 
 
-def test_the_process_cannot_get_younger() -> None:
-    """CPU time is each moment's once: of two requests that end out of order, the later has what is left."""
-    clock = iter([10.0, 13.0, 12.0, 14.0])
-    observer, before = Observer(NO_TRACES, clock=lambda: next(clock)), _cpu()
-    for _ in range(3):
-        exchange = Exchange(observer)
-        exchange.predicts("cpu")
+def test_cpu_time_is_that_of_who_was_busy() -> None:
+    """By how long each took, without what it waited for; of what predicts nothing it is no model's."""
+    clock = iter([10.0, 16.0, 17.0])
+    observer = Observer(NO_TRACES, figures=Figures(lambda: next(clock)))
+    for model, took, queued in (("quick", 1, 0), ("slow", 2, 100), ("", 3, 100)):
+        exchange = Exchange(observer, x_request_start=f"t={time.time() - queued:.3f}" if queued else "")
+        if model:
+            exchange.predicts(model)
+        exchange.observation.began -= took
         exchange.ends()
     observer.flush()
-    assert [now - then for now, then in zip(_cpu(), before, strict=True)] == pytest.approx([4, 4])
+    assert _cpu_of("quick", "slow") == pytest.approx([1, 2], rel=0.01)
+    assert totals(collect(None).numbers, families.PROCESS_CPU_SECONDS) == [6]
+    exchange = Exchange(observer)
+    exchange.predicts("quick", "hit", cache_seconds=100)
+    exchange.observation.began -= 101
+    exchange.ends()
+    observer.flush()
+    assert _cpu_of("quick", "slow") == pytest.approx([2, 2], rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -395,18 +416,55 @@ def test_a_prediction_is_counted_stage_by_stage(cache: str, outcome: str | None,
 
 
 def test_the_answer_does_not_wait_for_its_batch(observer: Observer) -> None:
-    """Its tensors are let go of at once."""
+    """Nothing that is large is kept until its line is written."""
     exchange = Exchange(observer)
     exchange.predicts("let-go")
-    exchange.ends()
     assert exchange.observation.prediction
-    assert exchange.observation.prediction.answer == []
+    answer = weakref.ref(exchange.observation.prediction.answer[0])
+    exchange.ends()
+    assert answer() is not None
+    del exchange
+    gc.collect()
+    assert answer() is None
+
+
+def test_what_comes_while_others_are_written_waits_for_the_next(observer: Observer, out: Out) -> None:
+    """Of several threads, no request is lost and none is written twice."""
+    threads, each = 8, 200
+    start = threading.Barrier(threads)
+
+    def work() -> None:
+        start.wait()
+        for _ in range(each):
+            Exchange(observer, route="/many").ends()
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    while any(worker.is_alive() for worker in workers):
+        observer.flush()
+    observer.flush()
+    assert len({line["request_id"] for line in out.lines()}) == len(out.lines()) == threads * each
+    *counts, _ = totals(collect(None).numbers, families.REQUEST_SECONDS, route="/many")
+    assert sum(counts) == _requests("/many") == threads * each
+
+
+def test_a_pipe_is_made_wider() -> None:
+    """What is no pipe is let be."""
+    reading, writing = os.pipe()
+    widen(writing)
+    size = fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)
+    os.close(reading)
+    os.close(writing)
+    assert size == PIPE_BYTES
+    with Path(os.devnull).open("wb") as no_pipe:
+        widen(no_pipe.fileno())
 
 
 def _requests(route: str) -> float:
     return totals(collect(None).numbers, families.REQUESTS, route=route)[0]
 
 
-def _cpu() -> list[float]:
+def _cpu_of(*models: str) -> list[float]:
     numbers = collect(None).numbers
-    return [totals(numbers, families.PROCESS_CPU_SECONDS)[0], totals(numbers, families.CPU_SECONDS, model="cpu")[0]]
+    return [totals(numbers, families.CPU_SECONDS, model=model)[0] for model in models]

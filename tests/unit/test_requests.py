@@ -6,14 +6,13 @@ import falcon
 import pytest
 from falcon.testing import create_environ
 
-from inference_api.observation import Observation
+from inference_api.observation.request import Observation
 from inference_api.requests import media_type, read_body, read_json_body, watch, whole_number
 from inference_core.bodies import compress
 from inference_core.bootstrap import Services
 from inference_core.errors import DeadlineExceeded, InvalidInput, PayloadTooLarge, UnsupportedMedia
 from inference_core.settings import Settings
 from inference_core.watchdog import Watchdog
-from observability.tracing import Trace
 
 LIMIT = 100
 
@@ -23,7 +22,7 @@ def request(body: bytes = b"", **environ: Any) -> falcon.Request:
     changed = create_environ(method="POST", body=body.decode("latin-1")) | {"wsgi.input": io.BytesIO(body)}
     changed |= {"CONTENT_LENGTH": str(len(body))} | environ
     made = falcon.Request({key: value for key, value in changed.items() if value is not None})
-    made.context.observation = Observation("an-id", Trace("1" * 32, "", False), 0.0)
+    made.context.observation = Observation("an-id", "", "", 0.0, 0.0)
     return made
 
 

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -5,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +20,24 @@ from opentelemetry.trace import SpanKind, StatusCode
 from servers import wait_until
 
 from inference_api.app import create_app
-from inference_api.observation import Observer
+from inference_api.observation.observer import Observer
+from inference_api.observation.request import Observation
+from observability import tracing
 from observability.families import SPANS
 from observability.span_export import MAX_WAITING, SpanQueue
-from observability.tracing import NO_TRACES, Clock, Span, Trace, Tracer, new_span_id, open_tracer, read_trace, trace_of
+from observability.tracing import (
+    LOT_SECONDS,
+    NO_TRACES,
+    Clock,
+    Span,
+    Trace,
+    Tracer,
+    new_span_id,
+    new_trace,
+    open_tracer,
+    random_id,
+    read_trace,
+)
 
 ID, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 GOOD = f"00-{ID}-{PARENT}-01"
@@ -86,7 +102,10 @@ def test_a_trace_is_continued(given: str, sampled: bool) -> None:
 def test_what_names_no_trace_begins_one(given: str) -> None:
     """The specification's invalid ones, and what could break a header or a log line."""
     assert read_trace(given) is None
-    trace = trace_of({"HTTP_TRACEPARENT": given}, ratio=1)
+    observation = Observation("request-one", given, "", 0.0, 0.0)
+    assert observation.known_trace() is None
+    trace = observation.keep_trace()
+    assert observation.known_trace() == trace
     assert re.fullmatch(r"[0-9a-f]{32}", trace.id)
     assert trace.id != ID
     assert (trace.parent, trace.sampled) == ("", True)
@@ -104,23 +123,59 @@ def test_what_names_no_trace_begins_one(given: str) -> None:
 )
 def test_a_trace_of_the_edge_has_no_parent(state: str, parent: str) -> None:
     """NGINX has made it, and has no span: what it names would be missing from every trace."""
-    trace = trace_of({"HTTP_TRACEPARENT": GOOD, "HTTP_TRACESTATE": state}, ratio=0)
-    assert trace == Trace(ID, parent, sampled=True)
+    assert read_trace(GOOD, state) == Trace(ID, parent, sampled=True)
 
 
 @pytest.mark.parametrize("ratio", [0, 1])
-def test_all_or_none_of_the_traces_that_begin_here(ratio: float) -> None:
+def test_all_or_none_of_the_traces_that_begin_here(ratio: float, queue: SpanQueue) -> None:
     """The ratio decides on those; of a trace that has begun elsewhere, whoever began it."""
-    assert {trace_of({}, ratio).sampled for _ in range(200)} == {bool(ratio)}
-    assert trace_of({"HTTP_TRACEPARENT": GOOD}, ratio).sampled
-    assert not trace_of({"HTTP_TRACEPARENT": f"{GOOD[:-1]}0"}, ratio).sampled
+    tracer = Tracer(ratio, 1.0, queue)
+    assert tracer.wants(None, 0, failed=False) is bool(ratio)
+    assert tracer.wants(Trace(ID, PARENT, sampled=True), 0, failed=False)
+    assert not tracer.wants(Trace(ID, PARENT, sampled=False), 0, failed=False)
+
+
+@pytest.mark.parametrize("drawn", [None, Trace(ID, "", sampled=True)])
+def test_the_lot_falls_on_ten_a_second_at_most(
+    drawn: Trace | None, queue: SpanQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is drawn here or by NGINX. What others keep too, what failed and what was slow is not held back."""
+    now = [1000.0]
+    monkeypatch.setattr(tracing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    tracer = Tracer(1.0, 1.0, queue)
+
+    def wanted() -> bool:
+        return tracer.wants(drawn, 0, failed=False)
+
+    assert [wanted(), wanted()] == [True, False]
+    assert tracer.wants(Trace(ID, PARENT, sampled=True), 0, failed=False)
+    assert tracer.wants(drawn, 0, failed=True)
+    assert tracer.wants(drawn, 1, failed=False)
+    now[0] += 0.999 * LOT_SECONDS
+    assert not wanted()
+    now[0] += 0.002 * LOT_SECONDS
+    assert [wanted(), wanted()] == [True, False]
 
 
 def test_ids_are_made_anew() -> None:
-    """Each is a trace of its own, of well-formed ids."""
-    traces = [trace_of({}, 1) for _ in range(100)]
-    assert len({trace.id for trace in traces}) == 100
+    """Each is a trace of its own, of well-formed ids; more than are made at once."""
+    traces = [new_trace() for _ in range(200)]
+    assert len({trace.id for trace in traces}) == 200
     assert all(read_trace(trace.header(new_span_id())) for trace in traces)
+
+
+def test_no_other_process_has_the_same_ids() -> None:
+    """Also none that was forked while there were ids in store."""
+    random_id()
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        os.write(writing, random_id().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    others = os.read(reading, 32).decode()
+    os.close(reading)
+    os.close(writing)
+    assert others not in {random_id() for _ in range(200)}
 
 
 @pytest.mark.parametrize("sampled", [True, False])
@@ -401,8 +456,8 @@ def traced(zoo: Zoo, tmp_path: Path, receiver: Receiver) -> Iterator[tuple[TestC
     tracer = open_tracer(receiver.endpoint, 0.0, 1e9, "tiercel-api")
     yield TestClient(create_app(services, observer=Observer(tracer))), tracer
     services.rollout.stop()
-    assert tracer._queue
-    tracer._queue._processor.shutdown()
+    assert tracer.queue
+    tracer.queue._processor.shutdown()
 
 
 def test_a_request_is_traced_to_whoever_takes_otlp(

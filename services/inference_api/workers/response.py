@@ -11,7 +11,7 @@ import falcon
 import structlog
 
 from inference_api.error_handlers import RETRY_AFTER_SECONDS, error_body
-from inference_api.observation import REQUEST_ID
+from inference_api.observation.observer import REQUEST_ID
 from inference_api.workers.connection import Environ, Request
 from observability.families import REQUESTS, SHED
 from observability.metrics import OTHER
