@@ -35,6 +35,7 @@ PROCESS: Families = {
     "tiercel_worker_resident_bytes": label("worker", "0", "1"),
     "tiercel_build_info": ['version="0.1.0",python="3.12.14",onnxruntime="1.32.0",worker_class="llhttp"'],
     "tiercel_spans_total": SPANS,
+    "tiercel_log_lines_dropped_total": [""],
     "tiercel_workers": [""],
 }
 API: Families = PROCESS | {

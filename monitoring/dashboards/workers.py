@@ -27,6 +27,13 @@ ROWS = [
             steps=GOOD_IF_ZERO,
         ),
         stat(
+            "Log lines dropped",
+            "In an hour. Whoever reads the log is behind: alert LogLinesDropped.",
+            "none",
+            "sum(increase(tiercel_log_lines_dropped_total[1h]))",
+            steps=GOOD_IF_ZERO,
+        ),
+        stat(
             "Spans dropped",
             "Share of the spans of the last hour that did not reach Jaeger.",
             "percentunit",

@@ -62,6 +62,7 @@ BUILD_INFO = gauge("build_info", "What runs; 1.", "version", "python", "onnxrunt
 REDIS_AVAILABLE = gauge("redis_available", "Whether workers ask Redis; 0 as long as it is away.", "redis", merge="min")
 REDIS_ERRORS = counter("redis_errors_total", "Commands that Redis did not answer, or refused.", "redis")
 SPANS = counter("spans_total", "Spans of traces, exported or dropped.", "outcome")
+LINES_DROPPED = counter("log_lines_dropped_total", "Lines of requests that nobody has read in time.")
 SCRAPE_SECONDS = gauge("metrics_scrape_seconds", "What it took to collect these figures.", merge="max")
 
 # What the values of a label can be, where they are few.

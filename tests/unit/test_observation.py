@@ -1,14 +1,10 @@
 import calendar
-import fcntl
 import gc
-import io
 import json
-import os
 import re
 import threading
 import time
 import weakref
-from pathlib import Path
 from typing import Any, cast
 
 import falcon
@@ -20,8 +16,9 @@ from falcon.testing import create_environ
 from servers import wait_until
 
 from inference_api.observation.figures import NO_ROUTE, QUIET, Figures
-from inference_api.observation.observer import BATCH, PIPE_BYTES, Observer, widen
+from inference_api.observation.observer import BATCH, Observer
 from inference_api.observation.request import Observation
+from inference_api.observation.sink import Sink
 from inference_core.model import Model
 from inference_core.predictor import Prediction
 from observability import families
@@ -78,22 +75,23 @@ class Exchange:
         return {part.split(";dur=")[0]: float(part.split(";dur=")[1]) / 1e3 for part in text.split(", ")}
 
 
-class Out(io.BytesIO):
-    """What is written, and how often it was flushed; `error` is raised instead."""
+class Out:
+    """What is written, and how often; `error` is raised instead."""
 
-    flushes = 0
-    error: Exception | None = None
+    def __init__(self) -> None:
+        self.text = b""
+        self.writes = 0
+        self.error: Exception | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, text: bytes, lines: int) -> None:
         if self.error:
             raise self.error
-        return super().write(data)
-
-    def flush(self) -> None:
-        self.flushes += 1
+        assert text.count(b"\n") == lines
+        self.text += text
+        self.writes += 1
 
     def lines(self) -> list[dict[str, Any]]:
-        text = self.getvalue().decode()
+        text = self.text.decode()
         assert not text or text.endswith("\n")
         return [json.loads(line) for line in text.splitlines()]
 
@@ -113,7 +111,7 @@ def out() -> Out:
 
 @pytest.fixture
 def observer(out: Out) -> Observer:
-    return Observer(NO_TRACES, out)
+    return Observer(NO_TRACES, cast(Sink, out))
 
 
 def request_id(given: str | None) -> str:
@@ -227,13 +225,13 @@ def test_a_batch_is_written_when_it_is_full(observer: Observer, out: Out) -> Non
     """Not one request earlier; in one piece, as other processes write there too; and once."""
     for _ in range(BATCH - 1):
         Exchange(observer).ends()
-    assert (out.lines(), out.flushes) == ([], 0)
+    assert (out.lines(), out.writes) == ([], 0)
     last = Exchange(observer)
     last.ends()
-    assert (len(out.lines()), out.flushes) == (BATCH, 1)
+    assert (len(out.lines()), out.writes) == (BATCH, 1)
     assert out.lines()[-1]["request_id"] == last.id
     observer.flush()
-    assert (len(out.lines()), out.flushes) == (BATCH, 1)
+    assert (len(out.lines()), out.writes) == (BATCH, 1)
 
 
 def test_nothing_waits_for_a_batch_for_ever(observer: Observer, out: Out) -> None:
@@ -447,18 +445,6 @@ def test_what_comes_while_others_are_written_waits_for_the_next(observer: Observ
     assert len({line["request_id"] for line in out.lines()}) == len(out.lines()) == threads * each
     *counts, _ = totals(collect(None).numbers, families.REQUEST_SECONDS, route="/many")
     assert sum(counts) == _requests("/many") == threads * each
-
-
-def test_a_pipe_is_made_wider() -> None:
-    """What is no pipe is let be."""
-    reading, writing = os.pipe()
-    widen(writing)
-    size = fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)
-    os.close(reading)
-    os.close(writing)
-    assert size == PIPE_BYTES
-    with Path(os.devnull).open("wb") as no_pipe:
-        widen(no_pipe.fileno())
 
 
 def _requests(route: str) -> float:

@@ -5,14 +5,12 @@ those of a few others, a tenth of a second later at most. Python that runs once 
 in a loop, and numpy and msgspec take a batch in the time of a few.
 """
 
-import fcntl
 import re
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import BinaryIO
 
 import falcon
 import structlog
@@ -22,14 +20,13 @@ from inference_api.authorisation import subject
 from inference_api.observation import lines, spans
 from inference_api.observation.figures import Figures
 from inference_api.observation.request import SERVER_ERROR, Observation, Times
+from inference_api.observation.sink import Sink
 from observability import families
 from observability.tracing import Clock, Tracer, random_id
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9-]{8,64}")
 # Requests whose line and timings wait for each other, and for how long.
 BATCH, DELAY_SECONDS = 64, 0.1
-# As many as anybody may ask for.
-PIPE_BYTES = 1 << 20
 # PERF: to write a float takes a microsecond of a small prediction.
 UP_TO_1_MS = [f"{microseconds / 1e3:.3f}" for microseconds in range(1000)]
 
@@ -39,7 +36,7 @@ log = structlog.get_logger("tiercel.request")
 class Observer:
     """The first middleware, so that its time is the whole. Lines go to `out`, if there is one."""
 
-    def __init__(self, tracer: Tracer, out: BinaryIO | None = None, figures: Figures | None = None) -> None:
+    def __init__(self, tracer: Tracer, out: Sink | None = None, figures: Figures | None = None) -> None:
         self._tracer = tracer
         self._out = out
         self._figures = figures or Figures()
@@ -84,9 +81,8 @@ class Observer:
                 return
             table_rows, rows, times, said = zip(*waiting, strict=True)
             self._figures.measured(table_rows, rows, times)
-            if self._out:
-                self._out.write(lines.encode([line for line in said if line]))
-                self._out.flush()
+            if self._out and (worth := [line for line in said if line]):
+                self._out.write(lines.encode(worth), len(worth))
 
     def _end(self, observation: Observation, req: falcon.Request, status: object, size: int) -> Times:
         ended, method, whose, prediction = time.perf_counter(), req.method, subject(req.env), observation.prediction
@@ -122,19 +118,9 @@ class Observer:
 
 def open_observer(tracer: Tracer, *, log_lines: bool) -> Observer:
     """With a thread: call it after the fork."""
-    widen(sys.stdout.fileno())
-    observer = Observer(tracer, sys.stdout.buffer if log_lines else None)
+    observer = Observer(tracer, Sink(sys.stdout.buffer) if log_lines else None)
     observer.start()
     return observer
-
-
-def widen(out: int) -> None:
-    """If it is a pipe: its reader may be late by a second, before requests wait and lines of two workers mix.
-
-    What is written to a pipe (pipe(7)) is in one piece if there is room for it; by default there is for two batches.
-    """
-    with suppress(OSError):
-        fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def request_id_of(environ: Mapping[str, str]) -> str:
