@@ -49,6 +49,7 @@ API: Families = PROCESS | {
     "tiercel_overhead_seconds": label("route", *ROUTES),
     "tiercel_prediction_rows_total": OF_MODELS,
     "tiercel_prediction_cpu_seconds_total": OF_MODELS,
+    "tiercel_batched_predictions_total": OF_MODELS,
     "tiercel_requests_in_flight": [""],
     "tiercel_shed_total": label("reason", "queue", "deadline", "aside"),
     "tiercel_cache_requests_total": each(

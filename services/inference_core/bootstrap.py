@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from inference_core.batching import Batches
 from inference_core.cache import PredictionCache
 from inference_core.errors import PackageRefused
 from inference_core.jobs import JobStore
@@ -56,7 +57,8 @@ def bootstrap(settings: Settings) -> Services:
     quotas = Quotas(store, workers=lambda: len(state.progress()))
     rollout.start()
     watchdog.start()
-    return Services(settings, repository, rollout, Predictor(cache), watchdog, quotas, _jobs(settings))
+    predictor = Predictor(cache, Batches() if settings.worker_class == "gthread" else None)
+    return Services(settings, repository, rollout, predictor, watchdog, quotas, _jobs(settings))
 
 
 def _jobs(settings: Settings) -> Jobs | None:

@@ -35,6 +35,8 @@ class Model:
         # What its answers follow from besides its input.
         self.fingerprint = f"{package.digest} onnxruntime-{ort.__version__} exact-{_multiplies_int8_exactly(CPU_INFO)}"
         self.policy = Policy()
+        # Whether its policy wants predictions run as one, and that saves time.
+        self.batches = False
         # What a prediction costs, on average: the warm-up's at first, then that of requests, photos decoded.
         self.seconds = 0.0
         self.load_seconds = 0.0

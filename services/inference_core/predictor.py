@@ -5,9 +5,11 @@ import time
 
 import msgspec
 
+from inference_core.batching import Batches
 from inference_core.cache import Answer, Claim, PredictionCache, Question, patience
 from inference_core.errors import DeadlineExceeded
 from inference_core.watchdog import InFlight
+from observability.families import BATCHED
 
 # Of the newest prediction in the average of what one costs.
 WEIGHT = 0.05
@@ -40,10 +42,14 @@ AS_USUAL = Caching()
 
 
 class Predictor:
-    """One inference at a time in each process: the thread plan counts on it, and sharing makes no queue faster."""
+    """One inference at a time in each process: the thread plan counts on it, and sharing makes no queue faster.
 
-    def __init__(self, cache: PredictionCache) -> None:
+    `batches`, where threads share the process: some of those that wait become one inference.
+    """
+
+    def __init__(self, cache: PredictionCache, batches: Batches | None = None) -> None:
         self._cache = cache
+        self._batches = batches
         self._slot = threading.Lock()
 
     def predict(self, question: Question, call: InFlight, caching: Caching = AS_USUAL) -> Prediction:
@@ -89,16 +95,27 @@ class Predictor:
         model, began = question.model, time.perf_counter()
         feeds = question.feeds()
         waiting = time.perf_counter()
-        if not self._slot.acquire(blocking=False) and not self._slot.acquire(timeout=max(0.0, call.remaining())):
-            raise DeadlineExceeded(f"model {model.manifest.name}: its deadline passed while others were served")
+        member = self._batches.join(question, feeds, call) if model.batches and self._batches else None
         try:
-            if call.remaining() <= 0:
-                raise DeadlineExceeded(f"model {model.manifest.name}: its deadline passed before it could be served")
+            self._wait_for_turn(model.manifest.name, call)
             running = time.perf_counter()
-            answer = model.run(feeds, question.outputs, call.options)
+            try:
+                answer = member.run() if member else model.run(feeds, question.outputs, call.options)
+            finally:
+                self._slot.release()
         finally:
-            self._slot.release()
-        infer_seconds = time.perf_counter() - running
-        seconds = infer_seconds + waiting - began
+            if member:
+                member.leave()
+        infer_seconds = member.ran if member else time.perf_counter() - running
+        if member and member.shared_by > 1:
+            BATCHED.of(model.manifest.name, model.manifest.version).add()
+        seconds = infer_seconds / (member.shared_by if member else 1) + waiting - began
         model.seconds += WEIGHT * (seconds - model.seconds)
         return Prediction(answer, began, waiting - began, infer_seconds, cache)
+
+    def _wait_for_turn(self, name: str, call: InFlight) -> None:
+        if not self._slot.acquire(blocking=False) and not self._slot.acquire(timeout=max(0.0, call.remaining())):
+            raise DeadlineExceeded(f"model {name}: its deadline passed while others were served")
+        if call.remaining() <= 0:
+            self._slot.release()
+            raise DeadlineExceeded(f"model {name}: its deadline passed before it could be served")

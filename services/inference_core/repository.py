@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from inference_core.batching import gains
 from inference_core.errors import NotFound, PackageRefused, TiercelError, Unavailable
 from inference_core.manifest import Package, is_name, is_version, read_package
 from inference_core.model import Model
@@ -62,11 +63,11 @@ class Repository:
         if model is None or model.manifest.version != version:
             policy = self.policy(name)
             model = self._load(read_package(self.folder(name, version), self._max_bytes, self.keys_file))
-            model.policy = policy
+            take_up(model, policy)
             self._models[name] = model
             return
         try:
-            model.policy = self.policy(name)
+            take_up(model, self.policy(name))
         except PackageRefused as error:  # of a model that nobody has asked to change: it goes on as before
             log.warning("a model's policy is not taken up", model=name, reason=str(error))
 
@@ -97,3 +98,13 @@ class Repository:
 
     def policy(self, name: str) -> Policy:
         return read_policy(self.root / name)
+
+
+def take_up(model: Model, policy: Policy) -> None:
+    """What is measured for it, is measured once."""
+    if policy.batching == "off":
+        model.batches = False
+    elif model.policy.batching == "off":
+        model.batches = gains(model)
+        log.info("predictions may be run as one, if that saves time", model=model.manifest.name, saves=model.batches)
+    model.policy = policy

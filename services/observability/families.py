@@ -20,6 +20,7 @@ INFER_SECONDS = histogram("compute_infer_seconds", "The inference.", *MODEL)
 OUTPUT_SECONDS = histogram("compute_output_seconds", "Writing the answer.", *MODEL)
 CACHE_SECONDS = histogram("cache_seconds", "Looking for remembered answers, waiting for others', keeping them.", *MODEL)
 ROWS = counter("prediction_rows_total", "Rows that were predicted, computed or remembered.", *MODEL)
+BATCHED = counter("batched_predictions_total", "Predictions that were run together with others.", *MODEL)
 CPU_SECONDS = counter("prediction_cpu_seconds_total", "CPU time of requests for predictions.", *MODEL)
 CACHE_REQUESTS = counter("cache_requests_total", "How the cache took part in predictions.", *MODEL, "outcome")
 
