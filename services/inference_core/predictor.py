@@ -95,7 +95,7 @@ class Predictor:
         model, began = question.model, time.perf_counter()
         feeds = question.feeds()
         waiting = time.perf_counter()
-        member = self._batches.join(question, feeds, call) if model.batches and self._batches else None
+        member = self._batches.join(question, feeds, call) if self._batches and model.batches else None
         try:
             self._wait_for_turn(model.manifest.name, call)
             running = time.perf_counter()

@@ -24,7 +24,6 @@ class FakeModel:
     def __init__(self) -> None:
         self.manifest = manifest([tensor("FP32", -1, 2)])
         self.seconds = 0.0
-        self.batches = False
         self.runs: list[tuple[Any, ...]] = []
         self.resume = threading.Event()
         self.resume.set()
