@@ -55,14 +55,14 @@ models: .venv-models/.done ## rebuild the shipped models from their sources (ins
 build: .venv-models/.done ## make a package: RECIPE=path/to/recipe.toml, ARGS for options
 	@PYTHONPATH=services .venv-models/bin/python -m command_line.main build $(RECIPE) $(ARGS)
 
-test-models: .venv-models/.done ## tests of recipes that need PyTorch or scikit-learn, the walk-through among them
+test-models: .venv-models/.done .venv-tensorflow/.done ## tests of recipes that need PyTorch or scikit-learn, the walk-through among them
 	PYTHONPATH=$(CURDIR)/services:$(CURDIR)/tests .venv-models/bin/python -m pytest tests/models $(ARGS)
 
 bench: .venv/.bench .redis ## speed beside bare FastAPI and Flask, as ratios of one run
 	$(PYTHON) loadtest/bench.py $(ARGS)
 
 clean: ## remove what the other targets made
-	rm -rf .venv .venv-models .redis .uv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-models .venv-tensorflow .redis .uv .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.%: pyproject.toml uv.lock | $(UV)
 	@$(SYNC) || $(FALLBACK)
@@ -72,6 +72,11 @@ clean: ## remove what the other targets made
 .redis: uv.lock | $(UV)
 	command -v redis-server || $(UV) export --quiet --locked --only-group redis | $(UV) pip install --quiet --target $@ --python-version 3.11 --require-hashes -r -
 	@mkdir -p $@ && touch $@
+
+.venv-tensorflow: .venv-tensorflow/.done
+.venv-tensorflow/.done: models/requirements-tensorflow.txt
+	python3 -m venv .venv-tensorflow && .venv-tensorflow/bin/pip install --quiet --requirement $<
+	@touch $@
 
 .venv-models/.done: models/requirements.txt
 	python3 -m venv .venv-models && .venv-models/bin/pip install --quiet --requirement $<

@@ -1,10 +1,14 @@
 """Where a model comes from: its ONNX form, and what its own framework answers, to which that form is held."""
 
 import io
+import os
 import pickle
+import subprocess
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -17,6 +21,7 @@ from model_tools.objects import call, is_function, read_file
 from model_tools.validate import Array, in_one_line, run_all
 
 REFERENCE_ROWS = 32
+TENSORFLOW_PYTHON = ".venv-tensorflow/bin/python"
 
 
 class Exported(NamedTuple):
@@ -25,6 +30,8 @@ class Exported(NamedTuple):
     model: bytes
     answer: Callable[[Feed], dict[str, Array]]
     tools: tuple[str, ...]
+    # Of another environment, as it says.
+    other_tools: Mapping[str, str] = MappingProxyType({})
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -128,7 +135,52 @@ class TorchSource(Source, frozen=True, tag="pytorch"):
         return script, script, export_torchscript
 
 
-AnySource = OnnxSource | ScikitLearnSource | TorchSource
+class TensorFlowSource(Source, frozen=True, tag="tensorflow"):
+    """The folder of a SavedModel, a `.keras` file or a `.tflite` file, converted by tf2onnx.
+
+    TensorFlow is in an environment of its own: TIERCEL_TENSORFLOW_PYTHON is its Python (see tensorflow_side.py).
+    """
+
+    # Names for what the model returns, in order: of a SavedModel, in that of the names in its signature.
+    outputs: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+
+    def export(self, folder: Path, rows: Feed) -> Exported:
+        import onnx
+
+        if not (folder / self.origin).exists():
+            raise PackageRefused(f"{self.origin}: expected a SavedModel, a .keras or a .tflite file in {folder}")
+        with tempfile.TemporaryDirectory(prefix="tiercel-") as scratch:
+            self._ask_tensorflow(Path(scratch), folder, list(rows))
+            model = to_bytes(onnx.load(Path(scratch) / "model.onnx"))
+            found = msgspec.json.decode((Path(scratch) / "versions.json").read_bytes(), type=dict[str, str])
+        return Exported(model, lambda feed: self._answer(folder, feed), (), found)
+
+    def _answer(self, folder: Path, feed: Feed) -> dict[str, Array]:
+        with tempfile.TemporaryDirectory(prefix="tiercel-") as scratch:
+            np.savez(Path(scratch) / "rows.npz", **feed)  # type: ignore[arg-type]  # names of inputs, not of options
+            self._ask_tensorflow(Path(scratch), folder, list(feed))
+            with np.load(Path(scratch) / "answers.npz") as answers:
+                return dict(answers)
+
+    def _ask_tensorflow(self, scratch: Path, folder: Path, inputs: list[str]) -> None:
+        python = os.environ.get("TIERCEL_TENSORFLOW_PYTHON", TENSORFLOW_PYTHON)
+        origin = str((folder / self.origin).resolve())
+        task = {"origin": origin, "inputs": inputs, "outputs": self.outputs, "opset": OPSET}
+        (scratch / "task.json").write_bytes(msgspec.json.encode(task))
+        command = [python, str(Path(__file__).with_name("tensorflow_side.py")), str(scratch)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except OSError as error:
+            raise PackageRefused(
+                f"TIERCEL_TENSORFLOW_PYTHON: expected a Python with TensorFlow, got {python}: {error.strerror}; "
+                "`make .venv-tensorflow` makes one"
+            ) from None
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
+            raise PackageRefused(f"{self.origin}: TensorFlow cannot export it: {reason[:500]}") from None
+
+
+AnySource = OnnxSource | ScikitLearnSource | TorchSource | TensorFlowSource
 
 
 def _scikit_learn_type(array: Array) -> Any:
