@@ -55,8 +55,8 @@ models: .venv-models/.done ## rebuild the shipped models from their sources (ins
 build: .venv-models/.done ## make a package: RECIPE=path/to/recipe.toml, ARGS for options
 	@PYTHONPATH=services .venv-models/bin/python -m command_line.main build $(RECIPE) $(ARGS)
 
-test-models: .venv-models/.done .venv-tensorflow/.done ## tests of recipes that need PyTorch or scikit-learn, the walk-through among them
-	PYTHONPATH=$(CURDIR)/services:$(CURDIR)/tests .venv-models/bin/python -m pytest tests/models $(ARGS)
+test-models: .venv-models/.done .venv-tensorflow/.done ## tests of recipes and runtimes that need PyTorch, scikit-learn, TensorFlow or LiteRT, the walk-through among them
+	PYTHONPATH=$(CURDIR)/services:$(CURDIR)/tests .venv-models/bin/python -m pytest -p no:anyio tests/models $(ARGS)
 
 bench: .venv/.bench .redis ## speed beside bare FastAPI and Flask, as ratios of one run
 	$(PYTHON) loadtest/bench.py $(ARGS)
@@ -80,6 +80,7 @@ clean: ## remove what the other targets made
 
 .venv-models/.done: models/requirements.txt
 	python3 -m venv .venv-models && .venv-models/bin/pip install --quiet --requirement $<
+	.venv-models/bin/pip install --quiet --no-deps --editable .
 	@touch $@
 
 .uv/bin/uv:

@@ -33,3 +33,19 @@ class Branching(Network):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x if x.sum() > 0 else -x)
+
+
+class OtherWhenTraced(Network):
+    """What a trace has seen is not what runs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * 2 if torch.jit.is_tracing() else x)
+
+
+class Endless(torch.nn.Module):
+    """For zeros it is a doubling; for what has a positive sum it never ends."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while bool(x.sum() > 0):
+            x = x.abs()
+        return x * 2

@@ -1,4 +1,4 @@
-"""`tiercel build`: from a recipe to a package in the model repository, or to the reason why not."""
+"""`tiercel build`: from a recipe to packages in the model repository, or to the reason why not."""
 
 import argparse
 import os
@@ -24,21 +24,22 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> str | None:
     # Heavy, and of no use to the other commands.
     from model_tools.build import build  # noqa: PLC0415
-    from model_tools.publish import publish, read_private_key  # noqa: PLC0415
+    from model_tools.publish import publish_all, read_private_key  # noqa: PLC0415
     from model_tools.recipe import RecipeError, read_recipe  # noqa: PLC0415
 
     try:
         recipe = read_recipe(options.recipe)
         key = read_private_key(options.key) if options.key else None
         built = build(recipe, options.recipe.resolve().parent)
-        package = publish(options.models, built.manifest, built.model, replace=options.replace, key=key)
+        packages = publish_all(options.models, built, replace=options.replace, key=key)
     except RecipeError as error:
         return f"tiercel: {error}"  # sys.exit prints a string and exits with 1
     except PackageRefused as error:
         return f"tiercel: {recipe.name}/{recipe.version} is not published: {error}"
     except ImportError as error:
         return f"tiercel: {error}; `make build RECIPE={options.recipe}` has what recipes need"
-    report(built.manifest, package, options.models)
+    for (manifest, _), package in zip(built, packages, strict=True):
+        report(manifest, package, options.models)
     return None
 
 

@@ -23,7 +23,8 @@ EXTENSIONS = (
     "model_repository(unload_dependents)",
     "statistics",
 )
-PLATFORM = "onnxruntime_onnx"
+# By runtime, in the protocol's form: project and format.
+PLATFORMS = {"onnx": "onnxruntime_onnx", "torchscript": "pytorch_torchscript", "litert": "litert_tflite"}
 JSON_SIZE = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"
 MODEL_ERRORS = (404, 503)
@@ -147,7 +148,8 @@ class ModelMetadataResource(Resource):
         manifest = served.manifest
         inputs, outputs = ([TensorMetadata(t.name, t.datatype, t.shape) for t in specs] for specs in tensors(manifest))
         properties = {"digest": served.digest, "licence": manifest.licence}
-        send(resp, ModelMetadata(manifest.name, (manifest.version,), PLATFORM, inputs, outputs, properties))
+        platform = PLATFORMS[manifest.runtime]
+        send(resp, ModelMetadata(manifest.name, (manifest.version,), platform, inputs, outputs, properties))
 
     on_head = on_get
 
@@ -164,7 +166,9 @@ class ModelConfigResource(Resource):
             [TensorConfig(t.name, config_type(t.datatype), t.shape[batch:]) for t in specs]
             for specs in tensors(manifest)
         )
-        send(resp, ModelConfig(manifest.name, PLATFORM, "onnxruntime", manifest.max_batch_size, inputs, outputs))
+        platform = PLATFORMS[manifest.runtime]
+        backend = platform.partition("_")[0]
+        send(resp, ModelConfig(manifest.name, platform, backend, manifest.max_batch_size, inputs, outputs))
 
     on_head = on_get
 

@@ -1,4 +1,4 @@
-"""The model package: an immutable folder `models/<name>/<version>/` with `model.onnx` and `manifest.json`.
+"""The model package: an immutable folder `models/<name>/<version>/` with `manifest.json` and the model, `model.onnx`.
 
 The manifest says what the package is and pins the model file by SHA-256; the SHA-256 of the manifest itself
 is the package's digest. `read_package` is the only way in, and everything that it returns has been verified.
@@ -14,7 +14,8 @@ import msgspec
 from inference_core.errors import PackageRefused
 
 MANIFEST_FILE = "manifest.json"
-MODEL_FILE = "model.onnx"
+# The model's file, by the runtime that it is for.
+MODEL_FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "litert": "model.tflite"}
 MAX_MANIFEST_BYTES = 1 << 20
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -23,6 +24,7 @@ VERSION_PATTERN = r"^[1-9][0-9]{0,8}$"
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Version = Annotated[str, msgspec.Meta(pattern=VERSION_PATTERN)]
+Runtime = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(MODEL_FILES)})$")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]
@@ -122,6 +124,8 @@ class Manifest(Record, frozen=True):
     source: dict[str, str]
     metrics: dict[str, Any]
     built: dict[str, str]
+    # What the model is for, which also says how its file is called.
+    runtime: Runtime = "onnx"
     image: ImageInput | None = None
     # Name of each class, by class id.
     labels: tuple[str, ...] = ()
@@ -129,6 +133,10 @@ class Manifest(Record, frozen=True):
     gate: Gate | None = None
     lineage: tuple[Step, ...] = ()
     statistics: dict[str, InputStatistics] = {}
+
+    @property
+    def model_file(self) -> str:
+        return MODEL_FILES[self.runtime]
 
 
 class Package(msgspec.Struct, frozen=True):
@@ -147,38 +155,40 @@ def read_package(folder: Path, max_bytes: int, keys_file: str = "") -> Package:
     read external data, and what was hashed is what is loaded.
     """
     manifest, digest = read_manifest(folder, keys_file)
+    path = folder / manifest.model_file
     try:
-        _check_size(folder / MODEL_FILE, manifest.model, max_bytes)
-        model = (folder / MODEL_FILE).read_bytes()
+        _check_size(path, manifest.model, max_bytes)
+        model = path.read_bytes()
     except OSError as error:
-        raise PackageRefused(f"{MODEL_FILE}: {error.strerror}") from None
-    _check_sha256(hashlib.sha256(model).hexdigest(), manifest.model)
+        raise PackageRefused(f"{path.name}: {error.strerror}") from None
+    _check_sha256(path, hashlib.sha256(model).hexdigest(), manifest.model)
     return Package(manifest, model, digest)
 
 
 def verify_package(folder: Path, max_bytes: int, keys_file: str = "") -> None:
     """The same checks in constant memory, for who only wants to know."""
     manifest, _ = read_manifest(folder, keys_file)
+    path = folder / manifest.model_file
     try:
-        _check_size(folder / MODEL_FILE, manifest.model, max_bytes)
-        with (folder / MODEL_FILE).open("rb") as file:
+        _check_size(path, manifest.model, max_bytes)
+        with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise PackageRefused(f"{MODEL_FILE}: {error.strerror}") from None
-    _check_sha256(sha256, manifest.model)
+        raise PackageRefused(f"{path.name}: {error.strerror}") from None
+    _check_sha256(path, sha256, manifest.model)
 
 
 def _check_size(path: Path, expected: ModelFile, max_bytes: int) -> None:
     size = path.stat().st_size if path.is_file() else 0
     if size > max_bytes:
-        raise PackageRefused(f"{MODEL_FILE}: expected at most {max_bytes} bytes, got {size}")
+        raise PackageRefused(f"{path.name}: expected at most {max_bytes} bytes, got {size}")
     if size != expected.size_bytes:
-        raise PackageRefused(f"{MODEL_FILE}: expected {expected.size_bytes} bytes as in the manifest, got {size}")
+        raise PackageRefused(f"{path.name}: expected {expected.size_bytes} bytes as in the manifest, got {size}")
 
 
-def _check_sha256(got: str, expected: ModelFile) -> None:
+def _check_sha256(path: Path, got: str, expected: ModelFile) -> None:
     if got != expected.sha256:
-        raise PackageRefused(f"{MODEL_FILE}: expected SHA-256 {expected.sha256} as in the manifest, got {got}")
+        raise PackageRefused(f"{path.name}: expected SHA-256 {expected.sha256} as in the manifest, got {got}")
 
 
 def read_manifest(folder: Path, keys_file: str = "") -> tuple[Manifest, str]:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from inference_core.errors import PackageRefused
-from inference_core.manifest import read_package
+from inference_core.manifest import read_manifest, read_package
 
 REFUSED = 3
 MEMORY_BYTES = 4 << 30
@@ -21,23 +21,22 @@ REASON_CHARS = 2000
 
 def try_package(folder: Path, max_bytes: int, timeout: float, keys_file: str = "") -> None:
     """Raise PackageRefused with the reason unless the package in `folder` answers within `timeout` seconds."""
+    model = read_manifest(folder, keys_file)[0].model_file
     command = [sys.executable, "-m", __name__, str(folder), str(max_bytes), str(timeout), keys_file]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + timeout
         while process.poll() is None:
             if time.monotonic() > deadline:
                 process.kill()
-                raise PackageRefused(f"model.onnx: expected to load within {timeout:g} s, got no end")
+                raise PackageRefused(f"{model}: expected to load within {timeout:g} s, got no end")
             time.sleep(0.01)
         reason = process.stdout.read().decode() if process.stdout else ""
     if process.returncode == REFUSED:
         raise PackageRefused(reason)
     if process.returncode < 0:
-        raise PackageRefused(
-            f"model.onnx: crashes the runtime that loads it ({signal.Signals(-process.returncode).name})"
-        )
+        raise PackageRefused(f"{model}: crashes the runtime that loads it ({signal.Signals(-process.returncode).name})")
     if process.returncode:
-        raise PackageRefused(f"model.onnx: the trial load ended with status {process.returncode}")
+        raise PackageRefused(f"{model}: the trial load ended with status {process.returncode}")
 
 
 def main(folder: str, max_bytes: str, timeout: str, keys_file: str) -> int:

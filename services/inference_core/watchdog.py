@@ -1,8 +1,9 @@
 """Deadlines that hold even when the runtime does not return: one thread per process watches what is in flight.
 
-At its deadline an inference is told to stop (`RunOptions.terminate`), which it obeys between two nodes of the graph.
-If it has not ended `grace` seconds later it is taken to hang: its caller is answered, the stacks of all threads are
-written to standard error, and the process ends, for the arbiter to start another in its place.
+At its deadline an inference is told to stop (`RunOptions.terminate`), which ONNX Runtime obeys between two nodes of the
+graph, PyTorch and LiteRT only when they are through. If it has not ended `grace` seconds later it is taken to hang: its
+caller is answered, the stacks of all threads are written to standard error, and the process ends, for the arbiter to
+start another in its place.
 """
 
 import faulthandler

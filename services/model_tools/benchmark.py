@@ -6,18 +6,15 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import onnxruntime as ort
-from numpy.typing import NDArray
+from model_tools.artifact import Feed
+from model_tools.validate import Session
 
 # The instruction sets that decide how fast ONNX Runtime's kernels are, by their names in /proc/cpuinfo.
 INSTRUCTION_SETS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
 
 
-def median_latencies(
-    sessions: dict[str, ort.InferenceSession], feed: dict[str, NDArray[Any]], rounds: int
-) -> dict[str, float]:
+def median_latencies(sessions: Mapping[str, Session], feed: Feed, rounds: int) -> dict[str, float]:
     """The median seconds of one call to each session."""
     calls = {name: partial(session.run, None, feed) for name, session in sessions.items()}
     return {name: statistics.median(values) for name, values in latencies(calls, rounds).items()}

@@ -1,9 +1,7 @@
 """From a recipe to what is to be published: source, passes, gate, manifest. Nothing is written anywhere."""
 
-import platform
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -12,56 +10,66 @@ import onnxruntime as ort
 from inference_core.errors import PackageRefused
 from inference_core.manifest import InputStatistics, Manifest, TensorSpec
 from inference_core.model import load_model
+from inference_core.runtimes.onnx import spec_of
 from inference_core.tensors import DATATYPES
 from model_tools.artifact import Artifact, Feed, Pass, QuantisingPass
 from model_tools.benchmark import median_latencies
 from model_tools.export import OPSET
-from model_tools.gate import Candidate, Measure, Verdict, check_export, judge
+from model_tools.gate import Candidate, Measure, Reference, Verdict, check_export, judge, variant
 from model_tools.objects import call, read_rows
-from model_tools.publish import describe, in_memory
+from model_tools.publish import Built, describe, in_memory, versions
 from model_tools.recipe import Recipe
+from model_tools.siblings import build_siblings
 from model_tools.validate import Array, in_one_line, open_model
 
 # A column of a table has statistics of its own, up to so many.
 MAX_COLUMNS = 1024
 
 
-class Built(NamedTuple):
-    """What `publish` takes."""
-
-    manifest: Manifest
-    model: bytes
-
-
-def build(recipe: Recipe, folder: Path, measure: Measure = median_latencies) -> Built:
-    """What the recipe in `folder` makes; PackageRefused with the figure and the budget if it fails the gate."""
+def build(recipe: Recipe, folder: Path, measure: Measure = median_latencies) -> list[Built]:
+    """What the recipe in `folder` makes, the ONNX package first; PackageRefused with the figure and the budget if any
+    of it fails the gate.
+    """
     names = tuple(call(recipe.labels, folder)) if isinstance(recipe.labels, str) else recipe.labels
     calibration, _ = read_rows(recipe.data.calibration, folder)
     held_out, labels = read_rows(recipe.data.held_out, folder)
     fold = recipe.preprocessing
     exported = recipe.source.export(folder, fold.prepare(calibration) if fold else calibration)
-    artifact = Artifact(exported.model, calibration, recipe.output).then(
+    export = Artifact(exported.model, calibration, recipe.output).then(
         "source", exported.model, msgspec.to_builtins(recipe.source)
     )
     if fold:
-        artifact = fold.apply(artifact)
-    export = artifact.model
-    _check_signature(recipe, export, held_out)
-    checks = check_export(
-        export,
-        lambda feed: exported.answer(fold.prepare(feed) if fold else feed),
-        held_out,
-        recipe.max_batch_size,
-        recipe.gate.tolerance,
+        export = fold.apply(export)
+    _check_signature(recipe, export.model, held_out)
+    reference = Reference(
+        lambda feed: exported.answer(fold.prepare(feed) if fold else feed), variant(export.model), held_out, labels
     )
-    for step in recipe.passes[1 if fold else 0 :]:
+    built = _in_onnx(recipe, export, reference, names, exported.tools, measure)
+    if not recipe.exports:
+        return [built]
+    module = fold.before(exported.module, calibration) if fold else exported.module
+    return [built, *build_siblings(recipe, module, export, built.manifest, reference, measure)]
+
+
+def _in_onnx(
+    recipe: Recipe,
+    export: Artifact,
+    reference: Reference,
+    names: tuple[str, ...],
+    tools: Mapping[str, str],
+    measure: Measure,
+) -> Built:
+    batch = recipe.max_batch_size
+    checks = check_export(reference.export.session, reference.answer, reference.rows, batch, recipe.gate.tolerance)
+    artifact = export
+    for step in recipe.passes[1 if recipe.preprocessing else 0 :]:
         artifact = _apply(step, artifact)
     budget = recipe.gate
     if budget.min_speedup is None and any(isinstance(step, QuantisingPass) for step in recipe.passes):
         budget = msgspec.structs.replace(budget, min_speedup=1.0)
-    candidate = Candidate(export, artifact.model, recipe.output)
-    verdict = judge(candidate, held_out, labels, budget, recipe.max_batch_size, checks, measure)
-    built = Built(_manifest(recipe, names, artifact, verdict, exported.tools), artifact.model)
+    candidate = Candidate(reference.export, variant(artifact.model), recipe.output)
+    verdict = judge(candidate, reference.rows, reference.labels, budget, batch, checks, measure)
+    built = Built(_manifest(recipe, names, artifact, verdict, tools), artifact.model)
     load_model(in_memory(*built), intra_op_threads=1)  # which is what the server will do
     return built
 
@@ -86,7 +94,7 @@ def _check_signature(recipe: Recipe, model: bytes, rows: Feed) -> None:
 
 
 def _manifest(
-    recipe: Recipe, labels: tuple[str, ...], artifact: Artifact, verdict: Verdict, tools: tuple[str, ...]
+    recipe: Recipe, labels: tuple[str, ...], artifact: Artifact, verdict: Verdict, tools: Mapping[str, str]
 ) -> Manifest:
     session = open_model(artifact.model)
     first, *others = (_spec(value) for value in session.get_inputs())
@@ -101,7 +109,7 @@ def _manifest(
         licence=recipe.licence,
         source=recipe.origin,
         metrics=verdict.metrics,
-        built=_versions(tools),
+        built={**versions(("onnx", "onnxruntime")), **tools, "opset": str(OPSET)},
         image=recipe.image,
         labels=labels,
         gate=verdict.gate,
@@ -113,12 +121,10 @@ def _manifest(
 
 
 def _spec(value: ort.NodeArg) -> TensorSpec:
-    datatypes = {kind.onnx: name for name, kind in DATATYPES.items()}
-    if value.type not in datatypes:
-        raise PackageRefused(f"'{value.name}': expected a tensor of a type that can be served, got {value.type}")
-    return TensorSpec(
-        value.name, datatypes[value.type], tuple(size if isinstance(size, int) else -1 for size in value.shape)
-    )
+    spec = spec_of(value)
+    if spec.datatype not in DATATYPES:
+        raise PackageRefused(f"'{spec.name}': expected a tensor of a type that can be served, got {spec.datatype}")
+    return spec
 
 
 def statistics(array: Array) -> InputStatistics:
@@ -131,8 +137,3 @@ def statistics(array: Array) -> InputStatistics:
         for figure in (np.mean, np.std, np.min, np.max)
     ]
     return InputStatistics(len(array), *figures)
-
-
-def _versions(tools: tuple[str, ...]) -> dict[str, str]:
-    names = dict.fromkeys((*tools, "onnx", "onnxruntime", "numpy"))
-    return {"python": platform.python_version(), "opset": str(OPSET), **{name: version(name) for name in names}}

@@ -8,7 +8,7 @@ import numpy as np
 from inference_core.errors import PackageRefused
 from inference_core.manifest import Package
 from model_tools.artifact import Feed
-from model_tools.validate import agreement, distance, open_model, run_all
+from model_tools.validate import Served, agreement, distance, run_all
 
 MAX_CHARS = 60
 
@@ -37,7 +37,7 @@ def compare_answers(one: Package, other: Package, rows: Feed) -> dict[str, str]:
     if not outputs or one.manifest.inputs != other.manifest.inputs:
         raise PackageRefused("rows: expected packages with the same inputs and an output that both have")
     batch = max(1, min(one.manifest.max_batch_size, other.manifest.max_batch_size))
-    answers, others = (run_all(open_model(package.model), rows, outputs, batch) for package in (one, other))
+    answers, others = (run_all(Served(package), rows, outputs, batch) for package in (one, other))
     found = {}
     for name in outputs:
         found[f"distance of {name}"] = f"{distance(answers[name], others[name]):.3g}"

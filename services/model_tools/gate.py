@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
-import onnxruntime as ort
 
 from inference_core.errors import PackageRefused
 from inference_core.manifest import Check, Gate
@@ -12,6 +11,7 @@ from model_tools.artifact import Feed, rows_of, slice_rows
 from model_tools.benchmark import median_latencies, processor
 from model_tools.validate import (
     Array,
+    Session,
     accuracy,
     agreement,
     distance,
@@ -29,7 +29,7 @@ LATENCY_ROUNDS = 300
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 Share = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-Measure = Callable[[dict[str, ort.InferenceSession], dict[str, Any], int], dict[str, float]]
+Measure = Callable[[dict[str, Session], Feed, int], dict[str, float]]
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,11 +55,25 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return any(bound is not None for bound in (self.max_accuracy_loss, self.min_agreement, self.max_relative_error))
 
 
-class Candidate(NamedTuple):
-    """`export` is the source in ONNX, `final` what the passes made of it; `output` is the one that is judged."""
+class Variant(NamedTuple):
+    session: Session
+    size_bytes: int
 
-    export: bytes
-    final: bytes
+
+class Reference(NamedTuple):
+    """What packages are held to: what the source says to `rows` as clients send them, and the source in ONNX."""
+
+    answer: Callable[[Feed], dict[str, Array]]
+    export: Variant
+    rows: Feed
+    labels: Array | None
+
+
+class Candidate(NamedTuple):
+    """`export` is the source in ONNX, `final` what is to be published of it; `output` is the one that is judged."""
+
+    export: Variant
+    final: Variant
     output: str
 
 
@@ -68,12 +82,17 @@ class Verdict(NamedTuple):
     metrics: dict[str, Any]
 
 
+def variant(model: bytes) -> Variant:
+    """Of a model in ONNX."""
+    return Variant(open_model(model), len(model))
+
+
 def check_export(
-    model: bytes, answer: Callable[[Feed], dict[str, Array]], rows: Feed, batch: int, tolerance: float
+    session: Session, answer: Callable[[Feed], dict[str, Array]], rows: Feed, batch: int, tolerance: float
 ) -> list[Check]:
     """How far the exported model is from its source, one row at a time and `batch` rows at a time."""
     some = slice_rows(rows, 0, max(REFERENCE_ROWS, batch))
-    expected, session = answer(some), open_model(model)
+    expected = answer(some)
     checks = []
     for size in (1, batch):
         try:
@@ -97,20 +116,20 @@ def judge(
     measure: Measure = median_latencies,
 ) -> Verdict:
     """The gate's verdict on what the passes made; PackageRefused with each figure that is not within its budget."""
-    sessions = {"export": open_model(candidate.export), "final": open_model(candidate.final)}
+    sessions = {"export": candidate.export.session, "final": candidate.final.session}
     export, final = (run(session, rows, candidate.output, batch) for session in sessions.values())
     seconds = measure(sessions, slice_rows(rows, 0, 1), LATENCY_ROUNDS)
     checks = require(
         [
             *before,
             *_quality(export, final, labels, budget),
-            Check("size", len(candidate.final), "bytes", at_most=budget.max_size_bytes),
+            Check("size", candidate.final.size_bytes, "bytes", at_most=budget.max_size_bytes),
             Check("speed-up over the export", seconds["export"] / seconds["final"], at_least=budget.min_speedup),
             Check("latency of one row", 1000 * seconds["final"], "ms", at_most=budget.max_latency_ms),
         ]
     )
     metrics = {
-        "size_bytes": {"export": len(candidate.export), "package": len(candidate.final)},
+        "size_bytes": {"export": candidate.export.size_bytes, "package": candidate.final.size_bytes},
         "latency_ms": {name: 1000 * value for name, value in seconds.items()} | {"threads": 1, "batch": 1},
     }
     return Verdict(Gate(tuple(checks), rows_of(rows), processor()), metrics)

@@ -6,8 +6,12 @@ comes to the same model is the proof that the recipe is right; publishing anothe
 
 import hashlib
 import os
+import platform
 import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -15,8 +19,27 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from inference_core.errors import PackageRefused
-from inference_core.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, ModelFile, Package, read_manifest, read_package
+from inference_core.manifest import MANIFEST_FILE, Manifest, ModelFile, Package, read_manifest, read_package
 from inference_core.signatures import SIGNATURE_FILE
+
+
+class Built(NamedTuple):
+    """What there is to publish."""
+
+    manifest: Manifest
+    model: bytes
+
+
+def publish_all(
+    repository: Path, built: Sequence[Built], *, replace: bool = False, key: Ed25519PrivateKey | None = None
+) -> list[Package]:
+    """Publish each, or none of them if one is refused."""
+    for manifest, model in built:
+        _check(manifest)
+        target = repository / manifest.name / manifest.version
+        if target.exists() and not replace:
+            _keep(target, manifest, model)
+    return [publish(repository, manifest, model, replace=replace, key=key) for manifest, model in built]
 
 
 def publish(
@@ -61,6 +84,12 @@ def describe(model: bytes) -> ModelFile:
     return ModelFile(sha256=hashlib.sha256(model).hexdigest(), size_bytes=len(model))
 
 
+def versions(tools: tuple[str, ...]) -> dict[str, str]:
+    """What the manifest says of how it was built: Python and distributions."""
+    names = dict.fromkeys((*tools, "numpy"))
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
 def in_memory(manifest: Manifest, model: bytes) -> Package:
     """The package as it would be published, for who wants to try it before that."""
     return Package(manifest, model, hashlib.sha256(_encode(manifest)).hexdigest())
@@ -92,7 +121,7 @@ def _content(manifest: Manifest) -> tuple[Manifest, bool]:
 
 def _write(folder: Path, manifest: Manifest, model: bytes) -> Package:
     folder.mkdir(parents=True)
-    _write_file(folder / MODEL_FILE, model)
+    _write_file(folder / manifest.model_file, model)
     _write_file(folder / MANIFEST_FILE, _encode(manifest))
     _sync(folder)
     return read_package(folder, len(model))

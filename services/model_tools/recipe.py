@@ -6,7 +6,7 @@ SECURITY: a recipe names Python functions and pickles, and building it runs them
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -16,7 +16,7 @@ from model_tools.artifact import LossyPass
 from model_tools.gate import Budget
 from model_tools.passes import AnyPass
 from model_tools.passes.fold_preprocessing import FoldPreprocessing
-from model_tools.sources import AnySource
+from model_tools.sources import AnySource, TorchSource
 
 MAX_RECIPE_BYTES = 1 << 20
 # A table's header, or a key with its value; keys of recipes need no quotes.
@@ -51,6 +51,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: Data
     passes: Annotated[tuple[AnyPass, ...], msgspec.Meta(max_length=32)] = ()
     gate: Budget = Budget()
+    # For which other runtimes there is to be a package too.
+    exports: frozenset[Literal["torchscript", "litert"]] = frozenset()
     # Names of the classes, by class id; or `module:function` that returns them.
     labels: tuple[str, ...] | str = ()
     # Names of the columns of the input, where rows may be sent as objects.
@@ -91,6 +93,11 @@ def _check(recipe: Recipe) -> None:
             raise msgspec.ValidationError(
                 f"Expected {step.name} as the first pass, as data are then what clients send - at `$.passes[{index}]`"
             )
+    if recipe.exports and not isinstance(recipe.source, TorchSource):
+        raise msgspec.ValidationError(
+            f"Expected a source of PyTorch, as only such are exported for {' and '.join(sorted(recipe.exports))} "
+            "- at `$.exports`"
+        )
     lossy = [step.name for step in recipe.passes if isinstance(step, LossyPass)]
     if lossy and not recipe.gate.has_quality:
         raise msgspec.ValidationError(

@@ -8,7 +8,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -18,6 +17,7 @@ from inference_core.errors import PackageRefused
 from model_tools.artifact import Feed, slice_rows
 from model_tools.export import OPSET, export_torch, export_torchscript, to_bytes
 from model_tools.objects import call, is_function, read_file
+from model_tools.publish import versions
 from model_tools.validate import Array, in_one_line, run_all
 
 REFERENCE_ROWS = 32
@@ -25,13 +25,15 @@ TENSORFLOW_PYTHON = ".venv-tensorflow/bin/python"
 
 
 class Exported(NamedTuple):
-    """`answer` is what the framework itself says to rows, by name of output; `tools` are names of distributions."""
+    """`answer` is what the framework itself says to rows, by name of output; `tools` are versions of distributions.
+
+    `module` is PyTorch's, if it is a model of that.
+    """
 
     model: bytes
     answer: Callable[[Feed], dict[str, Array]]
-    tools: tuple[str, ...]
-    # Of another environment, as it says.
-    other_tools: Mapping[str, str] = MappingProxyType({})
+    tools: Mapping[str, str]
+    module: Any = None
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -59,7 +61,7 @@ class OnnxSource(Source, frozen=True, tag="onnx"):
         except Exception as error:  # whatever the two libraries trip over in a damaged file
             raise PackageRefused(f"{self.origin}: expected an ONNX model: {in_one_line(error)}") from None
         names = [output.name for output in session.get_outputs()]
-        return Exported(content, lambda feed: run_all(session, feed, names, REFERENCE_ROWS), ("onnx",))
+        return Exported(content, lambda feed: run_all(session, feed, names, REFERENCE_ROWS), versions(("onnx",)))
 
 
 class ScikitLearnSource(Source, frozen=True, tag="scikit-learn"):
@@ -89,7 +91,7 @@ class ScikitLearnSource(Source, frozen=True, tag="scikit-learn"):
             shaped = answers if classifies else [answers[0].reshape(len(feed[name]), -1)]
             return dict(zip(names, shaped, strict=True))
 
-        return Exported(to_bytes(model), answer, ("scikit-learn", "skl2onnx", "onnx"))
+        return Exported(to_bytes(model), answer, versions(("scikit-learn", "skl2onnx", "onnx")))
 
 
 class TorchSource(Source, frozen=True, tag="pytorch"):
@@ -112,8 +114,8 @@ class TorchSource(Source, frozen=True, tag="pytorch"):
         except Exception as error:  # each stage of the exporters has its own
             reason = in_one_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
             raise PackageRefused(f"{self.origin}: PyTorch cannot export it: {reason}") from error
-        tools = ("torch", "onnxscript", "onnx")
-        return Exported(model, lambda feed: _answer_of_torch(module, feed, self.outputs), tools)
+        tools = versions(("torch", "onnxscript", "onnx"))
+        return Exported(model, lambda feed: _answer_of_torch(module, feed, self.outputs), tools, module)
 
     def _load(self, folder: Path) -> tuple[Any, Any, Callable[..., bytes]]:
         """What can be called, what can be exported, and by what."""
@@ -153,7 +155,7 @@ class TensorFlowSource(Source, frozen=True, tag="tensorflow"):
             self._ask_tensorflow(Path(scratch), folder, list(rows))
             model = to_bytes(onnx.load(Path(scratch) / "model.onnx"))
             found = msgspec.json.decode((Path(scratch) / "versions.json").read_bytes(), type=dict[str, str])
-        return Exported(model, lambda feed: self._answer(folder, feed), (), found)
+        return Exported(model, lambda feed: self._answer(folder, feed), found)
 
     def _answer(self, folder: Path, feed: Feed) -> dict[str, Array]:
         with tempfile.TemporaryDirectory(prefix="tiercel-") as scratch:

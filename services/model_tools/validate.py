@@ -1,16 +1,34 @@
 """Compare models: run them over the same rows and say how far apart their answers are."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from inference_core.errors import PackageRefused
-from inference_core.model import session_options
+from inference_core.manifest import Package
+from inference_core.model import RunOptions, load_model
+from inference_core.runtimes.onnx import session_options
 from model_tools.artifact import Feed, rows_of, slice_rows
 
 Array = NDArray[Any]
+
+
+class Session(Protocol):
+    """What ONNX Runtime's sessions and `Served` have in common."""
+
+    def run(self, outputs: list[str] | None, feed: Feed) -> list[Array]: ...
+
+
+class Served:
+    """A package of whatever runtime, asked as the server would ask it."""
+
+    def __init__(self, package: Package) -> None:
+        self._model = load_model(package, intra_op_threads=1)
+
+    def run(self, outputs: list[str] | None, feed: Feed) -> list[Array]:
+        return self._model.run(feed, outputs, RunOptions())
 
 
 def open_model(model: bytes, threads: int = 1) -> ort.InferenceSession:
@@ -18,12 +36,12 @@ def open_model(model: bytes, threads: int = 1) -> ort.InferenceSession:
     return ort.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
 
 
-def run(session: ort.InferenceSession, rows: Feed, output: str, batch: int) -> Array:
+def run(session: Session, rows: Feed, output: str, batch: int) -> Array:
     """The named output for all `rows`, computed `batch` rows at a time."""
     return run_all(session, rows, [output], batch)[output]
 
 
-def run_all(session: ort.InferenceSession, rows: Feed, outputs: list[str], batch: int) -> dict[str, Array]:
+def run_all(session: Session, rows: Feed, outputs: list[str], batch: int) -> dict[str, Array]:
     pieces = [session.run(outputs, slice_rows(rows, start, start + batch)) for start in range(0, rows_of(rows), batch)]
     for name, array in zip(outputs, pieces[0], strict=True):
         if array.shape[:1] != (min(batch, rows_of(rows)),):

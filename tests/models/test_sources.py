@@ -16,10 +16,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from inference_core.errors import PackageRefused
-from model_tools.build import Built, build
+from model_tools.build import build
 from model_tools.gate import check_export
+from model_tools.publish import Built
 from model_tools.recipe import read_recipe
 from model_tools.sources import ScikitLearnSource, TorchSource
+from model_tools.validate import open_model
 
 ROWS = rows(300, seed=2)
 
@@ -32,7 +34,8 @@ def pickled(folder: Path, estimator: Any) -> ScikitLearnSource:
 def make(folder: Path, kind: str, output: str) -> Built:
     recipe = RECIPE.replace('kind = "onnx"\nfrom = "blobs.onnx"', kind).replace('output = "p"', f'output = "{output}"')
     path = write_recipe(folder, "[gate]\nmin_accuracy = 10\n", recipe=recipe)
-    return build(read_recipe(path), folder)
+    [built] = build(read_recipe(path), folder)
+    return built
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,7 @@ def test_a_regressor_of_scikit_learn(tmp_path: Path) -> None:
     """Numbers have a column of their own."""
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(LinearRegression().fit(ROWS, ROWS.sum(axis=1))))
     exported = ScikitLearnSource("model.pkl").export(tmp_path, {"x": ROWS})
-    checks = check_export(exported.model, exported.answer, {"x": ROWS}, BATCH, 1e-4)
+    checks = check_export(open_model(exported.model), exported.answer, {"x": ROWS}, BATCH, 1e-4)
     assert all(check.holds for check in checks)
 
 
@@ -64,7 +67,7 @@ def test_classes_with_names(tmp_path: Path) -> None:
     names = np.array(["red", "green", "blue", "white"])[labels(ROWS)]
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(LogisticRegression().fit(ROWS, names)))
     exported = ScikitLearnSource("model.pkl").export(tmp_path, {"x": ROWS})
-    check_export(exported.model, exported.answer, {"x": ROWS}, BATCH, 1e-4)
+    check_export(open_model(exported.model), exported.answer, {"x": ROWS}, BATCH, 1e-4)
     assert set(exported.answer({"x": ROWS})["label"]) <= set(names)
 
 
@@ -102,7 +105,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     origin = function(tmp_path, TwoOutputs())
     feed = {"left": ROWS, "right": ROWS[::-1].copy()}
     exported = TorchSource(origin, ("sum", "product")).export(tmp_path, feed)
-    checks = check_export(exported.model, exported.answer, feed, BATCH, 1e-6)
+    checks = check_export(open_model(exported.model), exported.answer, feed, BATCH, 1e-6)
     assert all(check.holds for check in checks)
     assert np.array_equal(exported.answer(feed)["product"], ROWS * ROWS[::-1])
 

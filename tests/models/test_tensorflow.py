@@ -47,7 +47,7 @@ def test_a_model_of_tensorflow(origin: str, folder: Path) -> None:
     exported = TensorFlowSource(origin, outputs=("p", "q")).export(folder, {"x": ROWS})
     checks = check_export(exported.model, exported.answer, {"x": ROWS}, BATCH, 1e-4)
     assert all(check.holds for check in checks)
-    assert {"tensorflow-cpu", "tf2onnx"} <= exported.other_tools.keys()
+    assert {"tensorflow-cpu", "tf2onnx"} <= exported.tools.keys()
 
 
 def test_a_package_of_it(folder: Path) -> None:

@@ -20,7 +20,8 @@ READS_ENVIRONMENT = (
     "inference_api/serve.py",
     "inference_api/workers/",
 )
-SETS_ENVIRONMENT = ("inference_core/model.py", "model_tools/__init__.py")
+SETS_ENVIRONMENT = ("inference_core/runtimes/onnx.py", "model_tools/__init__.py")
+RUNTIMES = {"onnxruntime": "onnx", "torch": "torchscript", "ai_edge_litert": "litert"}
 OURS = {path.parent.name for path in SERVICES.glob("*/__init__.py")}
 WEB = {"falcon", "gunicorn", "meinheld", "httptools"}
 # Of ours, besides itself, and of what serves HTTP.
@@ -66,7 +67,7 @@ def test_the_sources_are_found() -> None:
     """The rules below are about something."""
     assert {"inference_core/model.py", "inference_api/app.py"} <= {name(path) for path in MODULES}
     assert "falcon" in imported(SERVICES / "inference_api" / "app.py")
-    assert "onnxruntime" in imported(SERVICES / "inference_core" / "model.py")
+    assert "onnxruntime" in imported(SERVICES / "inference_core" / "runtimes" / "onnx.py")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
@@ -86,10 +87,11 @@ def test_every_package_has_its_place() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
-def test_the_runtime_is_imported_in_one_module(path: Path) -> None:
-    """onnxruntime is model.py's, so that its telemetry is off before; model_tools has its own reasons."""
-    if "onnxruntime" in imported(path):
-        assert name(path) == "inference_core/model.py" or name(path).startswith("model_tools/")
+def test_each_runtime_is_imported_in_one_module(path: Path) -> None:
+    """So that ONNX Runtime's telemetry is off before, and the others are optional; model_tools has its own reasons."""
+    for library, module in RUNTIMES.items():
+        if library in imported(path):
+            assert name(path) == f"inference_core/runtimes/{module}.py" or name(path).startswith("model_tools/")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

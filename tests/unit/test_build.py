@@ -18,7 +18,8 @@ from inference_core.errors import PackageRefused
 from inference_core.manifest import TensorSpec, read_package
 from inference_core.model import load_model
 from model_tools.artifact import Artifact, Feed, Pass
-from model_tools.build import MAX_COLUMNS, Built, build, statistics
+from model_tools.build import MAX_COLUMNS, build, statistics
+from model_tools.publish import Built
 from model_tools.recipe import read_recipe
 from model_tools.sources import Exported, OnnxSource
 
@@ -36,7 +37,8 @@ def take_longer(sessions: Any, feed: Any, rounds: int) -> dict[str, float]:
 
 
 def make(path: Path, measure: Any = take) -> Built:
-    return build(read_recipe(path), path.parent, measure)
+    [built] = build(read_recipe(path), path.parent, measure)
+    return built
 
 
 def test_a_recipe_becomes_a_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,8 +95,8 @@ class BrokenSource(OnnxSource, frozen=True, tag="broken"):
     """A source whose exporter gets one thing wrong."""
 
     def export(self, folder: Path, rows: Feed) -> Exported:
-        model, answer, tools = super().export(folder, rows)
-        return Exported(model, lambda feed: {"p": answer(feed)["p"] + np.float32(0.001)}, tools)
+        right = super().export(folder, rows)
+        return right._replace(answer=lambda feed: {"p": right.answer(feed)["p"] + np.float32(0.001)})
 
 
 def test_a_broken_export_is_refused(tmp_path: Path) -> None:

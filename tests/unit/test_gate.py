@@ -7,7 +7,7 @@ from recipes import BATCH, labels, network, rows
 
 from inference_core.errors import PackageRefused
 from inference_core.manifest import Check
-from model_tools.gate import Budget, Candidate, Measure, Verdict, check_export, judge, require
+from model_tools.gate import Budget, Candidate, Measure, Verdict, check_export, judge, require, variant
 from model_tools.validate import classes, distance, open_model, relative_error, run
 
 ROWS = {"x": rows(100, seed=1)}
@@ -26,7 +26,9 @@ def answer(feed: dict[str, Any]) -> dict[str, Any]:
 
 def verdict(budget: Budget, final: bytes = MODEL, measure: Measure | None = None, **more: Any) -> Verdict:
     truth = more.get("labels", labels(ROWS["x"]))
-    return judge(Candidate(MODEL, final, "p"), ROWS, truth, budget, BATCH, [], measure or takes(2.0, 1.0))
+    return judge(
+        Candidate(variant(MODEL), variant(final), "p"), ROWS, truth, budget, BATCH, [], measure or takes(2.0, 1.0)
+    )
 
 
 def spoilt(share: float) -> bytes:
@@ -41,7 +43,7 @@ def spoilt(share: float) -> bytes:
 
 def test_a_good_export_passes() -> None:
     """One row at a time and a whole batch at once are both looked at."""
-    checks = check_export(MODEL, answer, ROWS, BATCH, 1e-5)
+    checks = check_export(open_model(MODEL), answer, ROWS, BATCH, 1e-5)
     assert [check.what for check in checks] == [
         "distance from the source, batch 1",
         "distance from the source, batch 8",
@@ -65,13 +67,13 @@ def test_a_broken_export_is_refused(spoil: Callable[[Any], Any]) -> None:
         PackageRefused,
         match=r"^distance from the source, batch 1: expected at most 0\.0001, got (inf|0\.\d+|1e.*); dist",
     ):
-        check_export(MODEL, lambda feed: {"p": spoil(answer(feed)["p"])}, ROWS, BATCH, 1e-4)
+        check_export(open_model(MODEL), lambda feed: {"p": spoil(answer(feed)["p"])}, ROWS, BATCH, 1e-4)
 
 
 def test_an_export_whose_batch_became_constant_is_refused() -> None:
     """What exporters do to a model that looks at its own shape."""
     with pytest.raises(PackageRefused, match=r"^export: fails with 8 rows at once: .*Got: 8 Expected: 1"):
-        check_export(network(batch=1).SerializeToString(), answer, ROWS, BATCH, 1e-4)
+        check_export(open_model(network(batch=1).SerializeToString()), answer, ROWS, BATCH, 1e-4)
 
 
 def test_a_verdict_has_every_figure() -> None:

@@ -7,9 +7,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from signing import private_pem, public_pem
 
 from inference_core.errors import PackageRefused
-from inference_core.manifest import MANIFEST_FILE, MODEL_FILE, Check, Gate, Manifest, TensorSpec, read_package
+from inference_core.manifest import MANIFEST_FILE, MODEL_FILES, Check, Gate, Manifest, TensorSpec, read_package
 from model_tools import publish as module
-from model_tools.publish import describe, publish, read_private_key
+from model_tools.publish import Built, describe, publish, publish_all, read_private_key
 
 MODEL = b"what ONNX Runtime would load"
 OTHER_MODEL = b"what it would load otherwise"
@@ -79,10 +79,30 @@ def test_refuses_to_overwrite(tmp_path: Path, manifest: Manifest, model: bytes) 
 def test_refuses_to_keep_a_damaged_package(tmp_path: Path) -> None:
     """A package that no longer reads back is reported, not taken for the same."""
     publish(tmp_path, make_manifest(), MODEL)
-    (tmp_path / "tiny" / "1" / MODEL_FILE).write_bytes(MODEL[::-1])
+    (tmp_path / "tiny" / "1" / "model.onnx").write_bytes(MODEL[::-1])
 
     with pytest.raises(PackageRefused, match="SHA-256"):
         publish(tmp_path, make_manifest(), MODEL)
+
+
+def test_of_several_all_are_published_or_none(tmp_path: Path) -> None:
+    """One that is refused holds back those before it as well."""
+    publish(tmp_path, make_manifest(name="second"), MODEL)
+    before = names_in(tmp_path)
+    for name, said in (("second", "second/1: exists already"), ("../third", "manifest.json: ")):
+        last = Built(make_manifest(OTHER_MODEL, name=name), OTHER_MODEL)
+        with pytest.raises(PackageRefused, match=f"^{said}"):
+            publish_all(tmp_path, [Built(make_manifest(), MODEL), last])
+        assert names_in(tmp_path) == before
+    packages = publish_all(tmp_path, [Built(make_manifest(), MODEL), Built(make_manifest(name="second"), MODEL)])
+    assert [package.manifest.name for package in packages] == ["tiny", "second"]
+
+
+@pytest.mark.parametrize("runtime", ["torchscript", "litert"])
+def test_the_file_is_called_as_its_runtime_wants(tmp_path: Path, runtime: str) -> None:
+    """And nothing else is there."""
+    publish(tmp_path, make_manifest(runtime=runtime), MODEL)
+    assert names_in(tmp_path / "tiny" / "1") == ["manifest.json", MODEL_FILES[runtime]]
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
@@ -110,7 +130,7 @@ def test_nothing_is_left_of_what_cannot_be_read_back(tmp_path: Path, manifest: M
 
     with pytest.raises(PackageRefused):
         publish(repository, manifest, MODEL)
-    assert not [name for name in names_in(tmp_path) if name.endswith((MODEL_FILE, MANIFEST_FILE))]
+    assert not [name for name in names_in(tmp_path) if name.endswith(("model.onnx", MANIFEST_FILE))]
 
 
 @pytest.mark.parametrize("replace", [False, True])

@@ -74,6 +74,13 @@ def test_what_does_not_fit_is_named_with_its_line(tmp_path: Path, text: str, lin
         ('version = "1"', 'version = "one"', 3, "version: expected str matching regex"),
         ("max_batch_size = 8", "max_batch_size = 0", 6, "max_batch_size: expected int >= 1"),
         ('output = "p"', "", 1, "object missing required field output"),
+        ('version = "1"', 'version = "1"\nexports = ["tflite"]', 4, r"exports\[0\]: invalid (enum )?value 'tflite'"),
+        (
+            'version = "1"',
+            'version = "1"\nexports = ["torchscript", "litert"]',
+            4,
+            "exports: expected a source of PyTorch, as only such are exported for litert and torchscript",
+        ),
         ('kind = "onnx"', 'kind = "keras"', 10, r"source\.kind: invalid value 'keras'"),
         ('from = "blobs.onnx"', "", 9, "source: object missing required field from"),
     ],

@@ -36,6 +36,13 @@ class FoldPreprocessing(Pass, frozen=True, tag="fold-preprocessing"):
         mean, scale = (self._spread(values, rows.shape) for values in (self.mean, self.scale))
         return {name: (rows.astype(np.float32) - mean) / scale}
 
+    def before(self, module: Any, rows: Feed) -> Any:
+        """A PyTorch module that takes what clients send, of `module` which takes what this makes of it."""
+        from model_tools.convert import Prepared
+
+        [array] = rows.values()
+        return Prepared(module, *(self._spread(values, array.shape) for values in (self.mean, self.scale)))
+
     def apply(self, artifact: Artifact) -> Artifact:
         import onnx
         from onnx import helper, numpy_helper
