@@ -1,7 +1,6 @@
 """Where a model comes from: its ONNX form, and what its own framework answers, to which that form is held."""
 
 import io
-import os
 import pickle
 import subprocess
 import tempfile
@@ -140,11 +139,12 @@ class TorchSource(Source, frozen=True, tag="pytorch"):
 class TensorFlowSource(Source, frozen=True, tag="tensorflow"):
     """The folder of a SavedModel, a `.keras` file or a `.tflite` file, converted by tf2onnx.
 
-    TensorFlow is in an environment of its own: TIERCEL_TENSORFLOW_PYTHON is its Python (see tensorflow_side.py).
+    TensorFlow is in an environment of its own, whose `python` is asked (see tensorflow_side.py).
     """
 
     # Names for what the model returns, in order: of a SavedModel, in that of the names in its signature.
     outputs: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    python: str = TENSORFLOW_PYTHON
 
     def export(self, folder: Path, rows: Feed) -> Exported:
         import onnx
@@ -165,16 +165,15 @@ class TensorFlowSource(Source, frozen=True, tag="tensorflow"):
                 return dict(answers)
 
     def _ask_tensorflow(self, scratch: Path, folder: Path, inputs: list[str]) -> None:
-        python = os.environ.get("TIERCEL_TENSORFLOW_PYTHON", TENSORFLOW_PYTHON)
         origin = str((folder / self.origin).resolve())
         task = {"origin": origin, "inputs": inputs, "outputs": self.outputs, "opset": OPSET}
         (scratch / "task.json").write_bytes(msgspec.json.encode(task))
-        command = [python, str(Path(__file__).with_name("tensorflow_side.py")), str(scratch)]
+        command = [self.python, str(Path(__file__).with_name("tensorflow_side.py")), str(scratch)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except OSError as error:
             raise PackageRefused(
-                f"TIERCEL_TENSORFLOW_PYTHON: expected a Python with TensorFlow, got {python}: {error.strerror}; "
+                f"python: expected one with TensorFlow, got {self.python}: {error.strerror}; "
                 "`make .venv-tensorflow` makes one"
             ) from None
         except subprocess.CalledProcessError as error:

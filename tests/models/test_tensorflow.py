@@ -12,7 +12,7 @@ from model_tools.gate import check_export
 from model_tools.recipe import read_recipe
 from model_tools.sources import TENSORFLOW_PYTHON, TensorFlowSource
 
-ROOT = Path(__file__).parents[2]
+PYTHON = str(Path(__file__).parents[2] / TENSORFLOW_PYTHON)
 ROWS = rows(50, seed=2)
 # Two inputs would be taken in the order of their names; `b` is what the recipe's `x` becomes.
 MAKE = """
@@ -27,24 +27,19 @@ open("model.tflite", "wb").write(tf.lite.TFLiteConverter.from_saved_model("saved
 """
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TIERCEL_TENSORFLOW_PYTHON", str(ROOT / TENSORFLOW_PYTHON))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the same model in its three forms."""
     folder = tmp_path_factory.mktemp("tensorflow")
     script = MAKE.replace("(8,)", f"({ROWS.shape[1]},)").format(classes=CLASSES)
-    subprocess.run([ROOT / TENSORFLOW_PYTHON, "-c", script], cwd=folder, check=True, capture_output=True)
+    subprocess.run([PYTHON, "-c", script], cwd=folder, check=True, capture_output=True)
     return folder
 
 
 @pytest.mark.parametrize("origin", ["saved", "model.keras", "model.tflite"])
 def test_a_model_of_tensorflow(origin: str, folder: Path) -> None:
     """Whatever it was kept in, it says in ONNX what it says there, of one row and of many."""
-    exported = TensorFlowSource(origin, outputs=("p", "q")).export(folder, {"x": ROWS})
+    exported = TensorFlowSource(origin, outputs=("p", "q"), python=PYTHON).export(folder, {"x": ROWS})
     checks = check_export(exported.model, exported.answer, {"x": ROWS}, BATCH, 1e-4)
     assert all(check.holds for check in checks)
     assert {"tensorflow-cpu", "tf2onnx"} <= exported.tools.keys()
@@ -52,7 +47,8 @@ def test_a_model_of_tensorflow(origin: str, folder: Path) -> None:
 
 def test_a_package_of_it(folder: Path) -> None:
     """With the versions of what made it, which are not those that are here."""
-    source = 'kind = "tensorflow"\nfrom = "saved"\noutputs = ["p", "q"]'
+    source = 'kind = "tensorflow"\nfrom = "saved"\noutputs = ["p", "q"]\n'
+    source += f'python = "{PYTHON}"'
     recipe = RECIPE.replace('kind = "onnx"\nfrom = "blobs.onnx"', source)
     path = write_recipe(folder, "", recipe=recipe)
     manifest, _ = build(read_recipe(path), folder)
@@ -73,4 +69,4 @@ def test_what_is_none_is_refused(origin: str, outputs: tuple[str, ...], reason: 
     """With what TensorFlow says of it, and without a traceback."""
     (folder / "broken.tflite").write_bytes(b"no model")
     with pytest.raises(PackageRefused, match=reason):
-        TensorFlowSource(origin, outputs=outputs).export(folder, {"x": ROWS})
+        TensorFlowSource(origin, outputs=outputs, python=PYTHON).export(folder, {"x": ROWS})

@@ -10,20 +10,18 @@ from model_tools.sources import TensorFlowSource
 ROWS = {"x": np.zeros((2, 3), np.float32)}
 
 
-def test_where_there_is_no_tensorflow_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_is_no_tensorflow_it_is_said_how_to_get_it(tmp_path: Path) -> None:
     """By the name of what was looked for."""
     (tmp_path / "model.tflite").write_bytes(b"")
-    monkeypatch.setenv("TIERCEL_TENSORFLOW_PYTHON", str(tmp_path / "no" / "python"))
-    with pytest.raises(PackageRefused, match=r"PYTHON: .*no/python: No such file.*make \.venv-tensorflow"):
-        TensorFlowSource("model.tflite", outputs=("y",)).export(tmp_path, ROWS)
+    with pytest.raises(PackageRefused, match=r"^python: .*no/python: No such file.*make \.venv-tensorflow"):
+        TensorFlowSource("model.tflite", outputs=("y",), python=str(tmp_path / "no" / "python")).export(tmp_path, ROWS)
 
 
-def test_a_python_without_tensorflow_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_tensorflow_is_no_traceback(tmp_path: Path) -> None:
     """But the last line of one."""
     (tmp_path / "model.tflite").write_bytes(b"")
-    monkeypatch.setenv("TIERCEL_TENSORFLOW_PYTHON", sys.executable)
     with pytest.raises(PackageRefused, match=r"^model\.tflite: TensorFlow cannot export it: ModuleNotFoundError"):
-        TensorFlowSource("model.tflite", outputs=("y",)).export(tmp_path, ROWS)
+        TensorFlowSource("model.tflite", outputs=("y",), python=sys.executable).export(tmp_path, ROWS)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
