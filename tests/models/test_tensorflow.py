@@ -11,6 +11,7 @@ from model_tools.build import build
 from model_tools.gate import check_export
 from model_tools.recipe import read_recipe
 from model_tools.sources import TENSORFLOW_PYTHON, TensorFlowSource
+from model_tools.validate import open_model
 
 PYTHON = str(Path(__file__).parents[2] / TENSORFLOW_PYTHON)
 ROWS = rows(50, seed=2)
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_of_tensorflow(origin: str, folder: Path) -> None:
     """Whatever it was kept in, it says in ONNX what it says there, of one row and of many."""
     exported = TensorFlowSource(origin, outputs=("p", "q"), python=PYTHON).export(folder, {"x": ROWS})
-    checks = check_export(exported.model, exported.answer, {"x": ROWS}, BATCH, 1e-4)
+    checks = check_export(open_model(exported.model), exported.answer, {"x": ROWS}, BATCH, 1e-4)
     assert all(check.holds for check in checks)
     assert {"tensorflow-cpu", "tf2onnx"} <= exported.tools.keys()
 
@@ -51,7 +52,7 @@ def test_a_package_of_it(folder: Path) -> None:
     source += f'python = "{PYTHON}"'
     recipe = RECIPE.replace('kind = "onnx"\nfrom = "blobs.onnx"', source)
     path = write_recipe(folder, "", recipe=recipe)
-    manifest, _ = build(read_recipe(path), folder)
+    [(manifest, _)] = build(read_recipe(path), folder)
     assert [(spec.name, spec.shape) for spec in manifest.outputs] == [("p", (-1, CLASSES)), ("q", (-1, 2))]
     assert {"tensorflow-cpu", "tf2onnx", "onnxruntime"} <= manifest.built.keys()
 
