@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from command_line import build, clients, jobs, packages, tokens
+from command_line import build, clients, jobs, packages, tokens, tune
 
 
 def main(arguments: list[str] | None = None) -> int | str | None:
@@ -14,6 +14,7 @@ def main(arguments: list[str] | None = None) -> int | str | None:
     jobs.add_to(commands)
     build.add_to(commands)
     packages.add_to(commands)
+    tune.add_to(commands)
     options = parser.parse_args(arguments)
     return options.run(options)  # type: ignore[no-any-return]  # each command sets its own
 

@@ -16,6 +16,7 @@ from gunicorn.glogging import Logger
 import inference_api.main  # noqa: F401  # PERF: imported once, before the fork: workers share it and start in no time
 from inference_core.bootstrap import prepare
 from inference_core.errors import TiercelError
+from inference_core.host import fingerprint
 from inference_core.settings import SettingsError, check_access, read_settings, variable
 from inference_core.thread_plan import granted_cpus, make_plan
 from observability.logs import configure_logging, standard_library
@@ -91,6 +92,8 @@ logger_class = JsonLogger
 def on_starting(server: Any) -> None:
     configure_logging(_settings.log_level, "api")
     server.log.info("thread plan: %s, worker class %s", _plan, _settings.worker_class)
+    if _settings.tuned_for not in ("", host := fingerprint()):
+        server.log.warning("tuned for another host: TIERCEL_TUNED_FOR is %s, this is %s", _settings.tuned_for, host)
     for name in ("state_dir", "metrics_dir"):
         if not getattr(_settings, name):
             os.environ[variable(name)] = _private_folder()

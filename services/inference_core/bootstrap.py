@@ -106,6 +106,6 @@ def _decide(state: SharedState, proposed: Desired) -> None:
 
 
 def _repository(settings: Settings) -> Repository:
-    threads = make_plan(settings, granted_cpus()).intra_op_threads
-    load = functools.partial(load_model, intra_op_threads=threads)
+    plan = make_plan(settings, granted_cpus())
+    load = functools.partial(load_model, intra_op_threads=plan.intra_op_threads, spinning=plan.spinning)
     return Repository(Path(settings.models_dir), load, settings.max_model_bytes, settings.strict_keys_file)

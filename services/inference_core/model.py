@@ -23,7 +23,7 @@ class Model:
     NOTE: created in the process that runs it: a session is not promised to survive a fork (onnxruntime #9800).
     """
 
-    def __init__(self, package: Package, intra_op_threads: int) -> None:
+    def __init__(self, package: Package, intra_op_threads: int, spinning: bool = False) -> None:
         self.manifest = package.manifest
         self.digest = package.digest
         self.policy = Policy()
@@ -32,7 +32,7 @@ class Model:
         # What a prediction costs, on average: the warm-up's at first, then that of requests, photos decoded.
         self.seconds = 0.0
         self.load_seconds = 0.0
-        engine = load_engine(package, intra_op_threads)
+        engine = load_engine(package, intra_op_threads, spinning)
         # What its answers follow from besides its input.
         self.fingerprint = f"{package.digest} {engine.version}"
         self._run = engine.run
@@ -69,10 +69,10 @@ class Model:
                 raise PackageRefused(f"output '{spec.name}': expected {spec.datatype}, got {array.dtype}")
 
 
-def load_model(package: Package, intra_op_threads: int) -> Model:
+def load_model(package: Package, intra_op_threads: int, spinning: bool = False) -> Model:
     """A model of `package`, loaded and warm; PackageRefused with the reason if it cannot be."""
     began = time.perf_counter()
-    model = Model(package, intra_op_threads)
+    model = Model(package, intra_op_threads, spinning)
     model.warm_up()
     model.load_seconds = time.perf_counter() - began
     _return_free_memory()

@@ -54,6 +54,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # 0: as many as the CPUs that the cgroup grants; see thread_plan.
     workers: Count = 0
     intra_op_threads: Count = 0
+    # Whether the threads of an inference stay awake for the next one, and so keep their CPUs busy.
+    spinning: bool = False
+    # Of which host `tiercel tune` has found these settings to be the best: see inference_core.host; empty: of none.
+    tuned_for: str = ""
     models_dir: str = "models"
     # Where workers agree on what is served; empty: a private folder that ends with the server.
     state_dir: str = ""

@@ -18,9 +18,11 @@ class ThreadPlan(msgspec.Struct, frozen=True):
     cpus: int
     workers: int
     intra_op_threads: int
+    spinning: bool = False
 
     def __str__(self) -> str:
-        return f"{self.workers} workers x {self.intra_op_threads} inference threads on {self.cpus} CPUs"
+        words = f"{self.workers} workers x {self.intra_op_threads} inference threads on {self.cpus} CPUs"
+        return f"{words}, spinning" if self.spinning else words
 
 
 def make_plan(settings: Settings, cpus: int) -> ThreadPlan:
@@ -32,7 +34,7 @@ def make_plan(settings: Settings, cpus: int) -> ThreadPlan:
             f"TIERCEL_WORKERS x TIERCEL_INTRA_OP_THREADS: expected at most {cpus}, the CPUs granted here, got "
             f"{workers} x {threads} = {workers * threads}: inference threads that share a core delay each other"
         )
-    return ThreadPlan(cpus, workers, threads)
+    return ThreadPlan(cpus, workers, threads, settings.spinning)
 
 
 def granted_cpus(cgroup: Path = CGROUP) -> int:

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "batch_worker": {"inference_core", "observability"},
     "inference_api": {"inference_core", "access_control", "observability", *WEB},
     "model_tools": {"inference_core"},
+    "tuning": {"inference_core"},
     "command_line": OURS,
 }
 

@@ -13,6 +13,7 @@ from model_zoo import Zoo, edit_manifest
 from inference_core.errors import DeadlineExceeded, InferenceFailed, InvalidInput, PackageRefused
 from inference_core.manifest import read_package
 from inference_core.model import Model, RunOptions, load_model
+from inference_core.runtimes.onnx import session_options
 from inference_core.tensors import DATATYPES
 
 MAX_BYTES = 1 << 20
@@ -32,6 +33,14 @@ def test_a_model_answers(zoo: Zoo) -> None:
     """A loaded model computes what its graph says."""
     [y] = load(zoo.scale(factor=3)).run({"x": np.array([[1, 2, 3]], np.float32)}, None, RunOptions())
     assert y.tolist() == [[3, 6, 9]]
+
+
+@pytest.mark.parametrize("spinning", [False, True])
+def test_threads_spin_if_they_are_told_to(spinning: bool, zoo: Zoo) -> None:
+    entry = session_options(2, spinning).get_session_config_entry("session.intra_op.allow_spinning")
+    assert entry == str(int(spinning))
+    model = load_model(read_package(zoo.scale(), MAX_BYTES), intra_op_threads=2, spinning=spinning)
+    assert model.run({"x": np.ones((1, 3), np.float32)}, None, RunOptions())[0].tolist() == [[2, 2, 2]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -85,3 +85,5 @@ def test_oversubscription_is_refused(workers: int, threads: int, cpus: int, prod
 def test_a_plan_reads_as_a_sentence() -> None:
     """The plan is what the start-up log says."""
     assert str(make_plan(Settings(), 2)) == "2 workers x 1 inference threads on 2 CPUs"
+    spinning = make_plan(Settings(workers=1, spinning=True), 2)
+    assert str(spinning) == "1 workers x 2 inference threads on 2 CPUs, spinning"

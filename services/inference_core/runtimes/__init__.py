@@ -13,11 +13,14 @@ from inference_core.runtimes.engine import Engine
 NEEDS = {"torchscript": "PyTorch", "litert": "LiteRT"}
 
 
-def load_engine(package: Package, intra_op_threads: int) -> Engine:
-    """The package's model, in the runtime that its manifest names; PackageRefused if that one is not installed."""
+def load_engine(package: Package, intra_op_threads: int, spinning: bool) -> Engine:
+    """The package's model, in the runtime that its manifest names; PackageRefused if that one is not installed.
+
+    `spinning` is for ONNX Runtime's threads alone.
+    """
     runtime = package.manifest.runtime
     if runtime == "onnx":
-        return onnx.load(package, intra_op_threads)
+        return onnx.load(package, intra_op_threads, spinning)
     try:
         # PERF: PyTorch takes a second and 130 MB, which only those pay who serve such a model.
         if runtime == "torchscript":

@@ -20,10 +20,10 @@ NAMES = {datatype.onnx: name for name, datatype in DATATYPES.items()}
 RunOptions = ort.RunOptions
 
 
-def load(package: Package, intra_op_threads: int) -> Engine:
+def load(package: Package, intra_op_threads: int, spinning: bool) -> Engine:
     try:
         session = ort.InferenceSession(
-            package.model, session_options(intra_op_threads), providers=["CPUExecutionProvider"]
+            package.model, session_options(intra_op_threads, spinning), providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # whatever the runtime trips over in a hostile or damaged graph
         raise PackageRefused(f"{package.manifest.model_file}: ONNX Runtime refuses it: {in_short(error)}") from None
@@ -41,7 +41,7 @@ def spec_of(value: ort.NodeArg) -> TensorSpec:
     return TensorSpec(value.name, NAMES.get(value.type, value.type), shape)
 
 
-def session_options(intra_op_threads: int) -> ort.SessionOptions:
+def session_options(intra_op_threads: int, spinning: bool = False) -> ort.SessionOptions:
     """What every model is served with, and judged with before."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
@@ -52,8 +52,9 @@ def session_options(intra_op_threads: int) -> ort.SessionOptions:
     options.log_severity_level = 4  # failures are raised, and logged once, by us
     # PERF: a plan of memory per input shape pays for fixed shapes only; with batches of any size the plans pile up.
     options.enable_mem_pattern = False
-    # PERF: threads that spin between requests take the core from the worker beside them (onnxruntime #11841).
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # PERF: threads that spin between requests take the core from the worker beside them (onnxruntime #11841), so by
+    # default they do not.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     if not _multiplies_int8_exactly(CPU_INFO):
         # UINT8 x INT8 products would saturate and change the answers of INT8 models (models/README.md has figures).
         options.add_session_config_entry("session.x64quantprecision", "1")
