@@ -1,5 +1,6 @@
 """What a search leaves behind: settings, all trials, and a plot."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def to_variables(result: Result) -> str:
         f"host: {description()}",
         *(f"{model} sha256:{digest}" for model, digest in result.models.items()),
         in_words(best) + ("" if result.is_met else f", beyond the goal of {result.goal_ms:g} ms"),
+        f"others took {statistics.median(trial.others for trial in result.trials):.1f} CPUs meanwhile",
     ]
     variables = best.configuration.variables() | {variable("tuned_for"): fingerprint()}
     comments = [f"# {' '.join(line.split())}\n" for line in head]

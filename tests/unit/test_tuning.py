@@ -309,6 +309,7 @@ def test_the_settings_are_those_of_the_best(tmp_path: Path) -> None:
     expected = Settings(workers=4, intra_op_threads=4, tuned_for=fingerprint())
     assert read_settings(variables_of(text)) == expected
     assert "# tiercel tune --mix rows --p99 1s, 2026-11-29 16:00 UTC\n" in text
+    assert "# others took 0.0 CPUs meanwhile\n" in text
     assert f"# rows/1 sha256:{'0' * 64}\n" in text
     assert "# llhttp, 4 x 4 threads 1,000.0 requests/s p99 10.00 ms 8 connections, best of 4\n" in text
 
