@@ -86,7 +86,7 @@ def test_a_swap_from_good_to_bad_to_good_under_load_fails_no_request(repository:
         (lambda folder: edit_manifest(folder, signed="no"), "unknown field"),
         (
             lambda folder: edit_manifest(folder, inputs=[{"name": "x", "datatype": "INT64", "shape": [-1, 3]}]),
-            "expected INT64 as in the manifest, got tensor(float)",
+            "expected INT64 as in the manifest, got FP32",
         ),
         (
             lambda folder: edit_manifest(folder, outputs=[{"name": "z", "datatype": "FP32", "shape": [-1, 3]}]),
