@@ -1,13 +1,18 @@
 """One HTML page about the variants of a model: what they cost, what they keep, how they came about."""
 
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
+import msgspec
+
 from inference_core.manifest import Manifest
 from model_tools.gate import budget_of, number
+from model_tools.layers import Layer
 
 WIDTH, HEIGHT, MARGIN = 420, 260, 48
+BAR_WIDTH, BAR_HEIGHT = 6, 28
 # Of the figures of a gate, those that say how good a model is: the first that every variant has is drawn.
 QUALITIES = ("accuracy", "agreement with the export", "relative error")
 STYLE = """
@@ -95,7 +100,7 @@ def _section(manifest: Manifest) -> str:
     where = f"{manifest.gate.rows} held-out rows, {manifest.gate.processor}" if manifest.gate else ""
     return (
         f"<h2>{escape(_name(manifest))}</h2><p>{escape(manifest.description)} {escape(where)}.</p>"
-        f"{_table('figure', figures)}{_table('step', steps)}{_bars(harm)}"
+        f"{_table('figure', figures)}{_table('step', steps)}{_bars(harm)}{_layers(manifest)}"
     )
 
 
@@ -118,3 +123,45 @@ def _bars(harm: dict[str, float]) -> str:
         for node, value in sorted(harm.items(), key=lambda item: item[1], reverse=True)
     )
     return f"<table><tr><th>error from this layer alone in INT8</th><th></th><th></th></tr>{rows}</table>"
+
+
+def _layers(manifest: Manifest) -> str:
+    """What the last step that has looked found of each layer, the one that has moved most first."""
+    found = [step.options["layers"] for step in manifest.lineage if "layers" in step.options]
+    layers = msgspec.convert(found[-1], dict[str, Layer]) if found else {}
+    if not layers:
+        return ""
+    rows = "".join(
+        f'<tr><td>{escape(node)}</td><td class="number">{number(layer.error)}</td>'
+        f'<td class="number">{_cut_off(layer)}</td><td>{_histogram(layer)}</td></tr>'
+        for node, layer in sorted(layers.items(), key=lambda item: item[1].error, reverse=True)
+    )
+    return (
+        "<table><tr><th>output of a layer, INT8 beside FP32</th><th>error</th><th>cut off</th>"
+        f"<th>calibration, over the range of INT8</th></tr>{rows}</table>"
+    )
+
+
+def _cut_off(layer: Layer) -> str:
+    return f"{100 * layer.cut_off:.2f} %" if layer.counts else ""
+
+
+def _histogram(layer: Layer) -> str:
+    """Bars as high as the logarithm of how many there were; what is cut off is red."""
+    if not layer.counts:
+        return "stays FP32"
+    most = math.log1p(max(layer.counts)) or 1
+    bars = []
+    for at, count in enumerate(layer.counts):
+        height = BAR_HEIGHT * math.log1p(count) / most
+        colour = "#b03030" if at in (0, len(layer.counts) - 1) else "#4878a8"
+        bars.append(
+            f'<rect x="{at * BAR_WIDTH}" y="{BAR_HEIGHT - height:.1f}" width="{BAR_WIDTH - 1}" '
+            f'height="{height:.1f}" fill="{colour}"/>'
+        )
+    width = len(layer.counts) * BAR_WIDTH
+    title = f"{number(layer.low)} to {number(layer.high)}"
+    return (
+        f'<svg viewBox="0 0 {width} {BAR_HEIGHT}" width="{width}" role="img"><title>{escape(title)}</title>'
+        f"{''.join(bars)}</svg>"
+    )

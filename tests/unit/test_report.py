@@ -53,6 +53,27 @@ def test_layers_are_listed_by_the_harm_they_do() -> None:
     assert "this layer alone" not in report([variant("1", accurate(97))])
 
 
+def test_layers_are_drawn_by_how_far_they_have_moved() -> None:
+    """Each with what calibration saw, over the range that INT8 has for it."""
+    layers = {
+        "near<": {"error": 0.01, "low": -1.0, "high": 1.0, "counts": [0, 5, 20, 0]},
+        "far": {"error": 0.5, "low": 0.0, "high": 6.0, "counts": [0, 10, 5, 15]},
+        "left": {"error": 0.02, "low": 0.0, "high": 0.0, "counts": []},
+    }
+    quantised = variant("1", accurate(97))
+    step = Step("static-int8", {"layers": layers}, ModelFile("0" * 64, 1))
+    page = report([msgspec.structs.replace(quantised, lineage=(step,))])
+    places = [page.index(f"<td>{name}</td>") for name in ("far", "left", "near&lt;")]
+    assert places == sorted(places)
+    drawings = [ET.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.DOTALL)][2:]  # noqa: S314  # our own
+    assert [drawing.findtext("title") for drawing in drawings] == ["0 to 6", "-1 to 1"]
+    heights = [[float(bar.attrib["height"]) for bar in drawing.iter("rect")] for drawing in drawings]
+    assert heights[0][0] == 0
+    assert heights[0][3] > heights[0][1] > heights[0][2] > 0
+    assert '<td class="number">50.00 %</td>' in page
+    assert "stays FP32" in page
+
+
 def test_the_quality_is_one_that_all_have() -> None:
     agreeing = Check("agreement with the export", 99.0, "%")
     page = report([variant("1", accurate(97), agreeing), variant("2", agreeing)])

@@ -3,7 +3,7 @@
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from inference_core.errors import PackageRefused
 from model_tools.artifact import Artifact, Feed, QuantisingPass, rows_of, slice_rows
 from model_tools.graph import name_nodes, weighted_nodes
+from model_tools.layers import compare_layers
 from model_tools.quantise import Method, quantise
 from model_tools.validate import Array, agreement, open_model, relative_error, run
 
@@ -60,11 +61,15 @@ class StaticInt8(QuantisingPass, frozen=True, tag="static-int8"):
             model = quantised(leave_nodes=self.leave_nodes)
             if _is_as_before(model):
                 raise PackageRefused(f"{self.name}: expected operators that can be quantised (Conv, Gemm), found none")
-            if self.min_agreement is None:
-                return self._made(artifact, model)
-            return self._search(artifact, rows, quantised, model)
+            found: dict[str, Any] = {}
+            if self.min_agreement is not None:
+                model, found = self._search(artifact, rows, quantised, model)
+        layers = compare_layers(artifact.model, model, rows)
+        return self._made(artifact, model, **found, layers=msgspec.to_builtins(layers))
 
-    def _search(self, artifact: Artifact, rows: Feed, quantised: "partial[bytes]", model: bytes) -> Artifact:
+    def _search(
+        self, artifact: Artifact, rows: Feed, quantised: "partial[bytes]", model: bytes
+    ) -> tuple[bytes, dict[str, Any]]:
         answer = partial(_answer, rows, artifact.output)
         before, left = answer(artifact.model), list(self.leave_nodes)
         reached = agreement(before, answer(model))
@@ -83,7 +88,7 @@ class StaticInt8(QuantisingPass, frozen=True, tag="static-int8"):
                 f"{self.min_agreement:g} %, got {reached:.2f} % with {', '.join(left) or 'nothing'} left in FP32"
             )
         found = {"left_by_search": left[len(self.leave_nodes) :], "agreement_percent": round(reached, 2), "harm": harm}
-        return self._made(artifact, model, **found)
+        return model, found
 
     def _layers(self, artifact: Artifact) -> list[str]:
         import onnx
