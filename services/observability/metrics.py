@@ -252,7 +252,7 @@ def _create(folder: Path) -> mmap.mmap:
     with (folder / name).open("xb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         os.dup(file.fileno())  # which keeps it locked
-        file.truncate(FILE_BYTES)
+        os.posix_fallocate(file.fileno(), 0, FILE_BYTES)  # a full disk is an error now, and no SIGBUS later
         (folder / name).rename(folder / f"{name}{SUFFIX}")  # unlocked, it would be taken for a dead one's
         return mmap.mmap(file.fileno(), FILE_BYTES)
 

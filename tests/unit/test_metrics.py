@@ -148,6 +148,13 @@ def test_a_file_begins_at_zero(registry: Registry, tmp_path: Path) -> None:
     assert found == {("tiercel_series_refused_total", ()): (0,), ("tiercel_shed_total", ("queue",)): (1,)}
 
 
+def test_a_file_has_all_its_room_from_the_start(registry: Registry, tmp_path: Path) -> None:
+    """Where there is none left, a process does not start; it would be killed when it counts."""
+    registry.attach(tmp_path)
+    [file] = tmp_path.iterdir()
+    assert file.stat().st_blocks * 512 >= file.stat().st_size
+
+
 def test_a_file_of_its_own_for_each_time(registry: Registry, tmp_path: Path) -> None:
     """Also when a process has the number of one that has ended."""
     registry.attach(tmp_path)
