@@ -1,8 +1,9 @@
-"""Predictions that wait for the same turn are run as one, where that is worth it.
+"""Where threads share a process (gthread): who has the next turn, and who is taken along.
 
-Only where threads share a process (gthread), and for models whose policy says `batching = "auto"`. Nobody waits for
-company: who has the turn takes along those who wait already and ask the same model for the same outputs of inputs of
-the same types and shapes, as many rows as the model takes.
+One inference at a time, as everywhere. For models whose policy says `batching = "auto"`, and which gain by it,
+predictions that wait for the same turn are run as one. Nobody waits for company: who has the turn takes along those who
+wait already and ask the same model for the same outputs of inputs of the same types and shapes, as many rows as the
+model takes.
 """
 
 import threading
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from inference_core.cache import Answer, Feeds, Question
-from inference_core.errors import TiercelError
+from inference_core.errors import DeadlineExceeded, TiercelError
 from inference_core.model import Model, RunOptions, example
 from inference_core.watchdog import InFlight
 
@@ -30,10 +31,18 @@ class Kind(NamedTuple):
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
-class Member:
-    """A prediction that waits for its turn, from now on. It `ran` for seconds, which so many share."""
+class Ran(NamedTuple):
+    """An answer, the seconds that its inference took, and how many share it."""
 
-    def __init__(self, batches: "Batches", question: Question, feeds: Feeds, call: InFlight) -> None:
+    answer: Answer
+    seconds: float
+    shared_by: int
+
+
+class Member:
+    """A prediction that waits for its turn."""
+
+    def __init__(self, question: Question, feeds: Feeds, call: InFlight) -> None:
         self.question = question
         self.feeds = feeds
         self.call = call
@@ -44,56 +53,65 @@ class Member:
             tuple((name, tensor.dtype.str, tensor.shape[1:]) for name, tensor in sorted(feeds.items())),
         )
         # One of those that it was run with may have spoiled it for all.
-        self.alone = False
-        self.answer: Answer | None = None
-        self.ran = 0.0
-        self.shared_by = 1
-        self._batches = batches
+        self.alone = not (question.model.gains and question.model.policy.batching == "auto")
+        self.ran: Ran | None = None
 
-    def run(self) -> Answer:
-        """Call it when its turn has come: the answer, which may be there already."""
-        if self.answer is None:
-            batch = self._batches.batch_of(self)
-            if len(batch) > 1:
-                _run_as_one(batch)
-        if self.answer is None:
-            began = time.perf_counter()
-            self.answer = self.question.model.run(self.feeds, self.question.outputs, self.call.options)
-            self.ran = time.perf_counter() - began
-        return self.answer
-
-    def leave(self) -> None:
-        """It waits no longer, whatever has come of it."""
-        self._batches.forget(self)
+    def run(self) -> Ran:
+        began = time.perf_counter()
+        answer = self.question.model.run(self.feeds, self.question.outputs, self.call.options)
+        return Ran(answer, time.perf_counter() - began, 1)
 
 
-class Batches:
+class Turns:
+    """Whose turn it is. Who is answered while they wait need none."""
+
     def __init__(self) -> None:
         self._waiting: list[Member] = []
-        self._lock = threading.Lock()
+        self._is_taken = False
+        self._changed = threading.Condition()
 
-    def join(self, question: Question, feeds: Feeds, call: InFlight) -> Member:
-        member = Member(self, question, feeds, call)
-        with self._lock:
+    def run(self, question: Question, feeds: Feeds, call: InFlight) -> Ran:
+        """DeadlineExceeded if the deadline passes before its turn comes."""
+        member = Member(question, feeds, call)
+        with self._changed:
             self._waiting.append(member)
-        return member
+            try:
+                self._wait(member)
+            finally:
+                self._waiting.remove(member)
+            if member.ran:
+                return member.ran
+            batch = self._batch_of(member)
+            self._is_taken = True
+        try:
+            if len(batch) > 1:
+                _run_as_one(batch)
+            return member.ran or member.run()
+        finally:
+            with self._changed:
+                self._is_taken = False
+                self._changed.notify_all()
 
-    def forget(self, member: Member) -> None:
-        with self._lock:
-            self._waiting.remove(member)
+    def _wait(self, member: Member) -> None:
+        name, call = member.question.model.manifest.name, member.call
+        while self._is_taken and not member.ran:
+            if not self._changed.wait(max(0.0, call.remaining())) and call.remaining() <= 0:
+                raise DeadlineExceeded(f"model {name}: its deadline passed while others were served")
+        if not member.ran and call.remaining() <= 0:
+            raise DeadlineExceeded(f"model {name}: its deadline passed before it could be served")
 
-    def batch_of(self, first: Member) -> list[Member]:
+    def _batch_of(self, first: Member) -> list[Member]:
         """With those that can be run with it, but for whom, or with whom, it would get too late."""
-        batch, rows, model = [first], first.rows, first.question.model
-        with self._lock:
-            alike = [each for each in self._waiting if each.kind == first.kind and each is not first]
-        for each in alike:
-            seconds = (rows + each.rows) * model.seconds
-            in_time = seconds < min(first.call.remaining(), each.call.remaining())
-            fits = rows + each.rows <= model.manifest.max_batch_size
-            if fits and in_time and each.answer is None and not (first.alone or each.alone):
+        batch, rows, model, soonest = [first], first.rows, first.question.model, first.call.remaining()
+        if first.alone:
+            return batch
+        for each in self._waiting:
+            if each.kind != first.kind or each.alone or each.ran or rows + each.rows > model.manifest.max_batch_size:
+                continue
+            earlier = min(soonest, each.call.remaining())
+            if (rows + each.rows) * model.seconds < earlier:
                 batch.append(each)
-                rows += each.rows
+                rows, soonest = rows + each.rows, earlier
         return batch
 
 
@@ -105,6 +123,8 @@ def gains(model: Model, clock: Callable[[], float] = time.perf_counter) -> bool:
     one = {spec.name: example(spec) for spec in model.manifest.inputs}
     many = {name: np.repeat(tensor, rows, axis=0) for name, tensor in one.items()}
     try:
+        if any(len(array) != rows for array in model.run(many, None, RunOptions())):
+            return False
         alone, together = (_seconds(model, feeds, clock) for feeds in (one, many))
     except TiercelError:
         return False
@@ -125,17 +145,18 @@ def _seconds(model: Model, feeds: Feeds, clock: Callable[[], float]) -> float:
 
 def _run_as_one(batch: list[Member]) -> None:
     """Each has its answer then, or is to be run alone."""
-    first = batch[0]
+    first, rows = batch[0], sum(each.rows for each in batch)
     feeds = {name: np.concatenate([each.feeds[name] for each in batch]) for name in first.feeds}
     began = time.perf_counter()
     try:
         arrays = first.question.model.run(feeds, first.question.outputs, first.call.options)
     except TiercelError:
+        arrays = []
+    seconds, start = time.perf_counter() - began, 0
+    if not arrays or any(len(array) != rows for array in arrays):
         for each in batch:
             each.alone = True
         return
-    ran, start = time.perf_counter() - began, 0
     for each in batch:
-        each.ran, each.shared_by = ran, len(batch)
-        each.answer = [array[start : start + each.rows].copy() for array in arrays]
+        each.ran = Ran([array[start : start + each.rows].copy() for array in arrays], seconds, len(batch))
         start += each.rows

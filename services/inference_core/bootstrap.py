@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from inference_core.batching import Batches
+from inference_core.batching import Turns
 from inference_core.cache import PredictionCache
 from inference_core.errors import PackageRefused
 from inference_core.jobs import JobStore
@@ -57,7 +57,7 @@ def bootstrap(settings: Settings) -> Services:
     quotas = Quotas(store, workers=lambda: len(state.progress()))
     rollout.start()
     watchdog.start()
-    predictor = Predictor(cache, Batches() if settings.worker_class == "gthread" else None)
+    predictor = Predictor(cache, Turns() if settings.worker_class == "gthread" else None)
     return Services(settings, repository, rollout, predictor, watchdog, quotas, _jobs(settings))
 
 
@@ -108,4 +108,5 @@ def _decide(state: SharedState, proposed: Desired) -> None:
 def _repository(settings: Settings) -> Repository:
     plan = make_plan(settings, granted_cpus())
     load = functools.partial(load_model, intra_op_threads=plan.intra_op_threads, spinning=plan.spinning)
-    return Repository(Path(settings.models_dir), load, settings.max_model_bytes, settings.strict_keys_file)
+    folder, keys = Path(settings.models_dir), settings.strict_keys_file
+    return Repository(folder, load, settings.max_model_bytes, keys, batches=settings.worker_class == "gthread")

@@ -27,8 +27,8 @@ class Model:
         self.manifest = package.manifest
         self.digest = package.digest
         self.policy = Policy()
-        # Whether its policy wants predictions run as one, and that saves time.
-        self.batches = False
+        # Whether it saves time to run predictions as one, as measured when its policy wanted to know.
+        self.gains = False
         # What a prediction costs, on average: the warm-up's at first, then that of requests, photos decoded.
         self.seconds = 0.0
         self.load_seconds = 0.0

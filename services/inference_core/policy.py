@@ -25,7 +25,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Whether predictions that were made before are given again; auto: if the model costs clearly more than looking.
     # Off for a model that does not answer the same question in the same way.
     cache: Literal["auto", "on", "off"] = "auto"
-    # auto: predictions that wait for the same turn are run as one, if the model gains by that; for gthread alone.
+    # auto: predictions that wait for the same turn are run as one, if the model gains by that, which is measured when a
+    # version is loaded; for gthread alone. Only for models whose rows do not depend on each other.
     batching: Literal["auto", "off"] = "off"
     # For predictions of this model, instead of the server's own.
     quota: Quota | None = None

@@ -5,7 +5,7 @@ import time
 
 import msgspec
 
-from inference_core.batching import Batches
+from inference_core.batching import Turns
 from inference_core.cache import Answer, Claim, PredictionCache, Question, patience
 from inference_core.errors import DeadlineExceeded
 from inference_core.watchdog import InFlight
@@ -44,12 +44,13 @@ AS_USUAL = Caching()
 class Predictor:
     """One inference at a time in each process: the thread plan counts on it, and sharing makes no queue faster.
 
-    `batches`, where threads share the process: some of those that wait become one inference.
+    `turns`, where threads share the process: some of those that wait become one inference. PERF: elsewhere a lock does,
+    as hardly anybody ever waits.
     """
 
-    def __init__(self, cache: PredictionCache, batches: Batches | None = None) -> None:
+    def __init__(self, cache: PredictionCache, turns: Turns | None = None) -> None:
         self._cache = cache
-        self._batches = batches
+        self._turns = turns
         self._slot = threading.Lock()
 
     def predict(self, question: Question, call: InFlight, caching: Caching = AS_USUAL) -> Prediction:
@@ -95,21 +96,19 @@ class Predictor:
         model, began = question.model, time.perf_counter()
         feeds = question.feeds()
         waiting = time.perf_counter()
-        member = self._batches.join(question, feeds, call) if self._batches and model.batches else None
-        try:
+        if self._turns:
+            answer, infer_seconds, shared_by = self._turns.run(question, feeds, call)
+            if shared_by > 1:
+                BATCHED.of(model.manifest.name, model.manifest.version).add()
+        else:
             self._wait_for_turn(model.manifest.name, call)
             running = time.perf_counter()
             try:
-                answer = member.run() if member else model.run(feeds, question.outputs, call.options)
+                answer = model.run(feeds, question.outputs, call.options)
             finally:
                 self._slot.release()
-        finally:
-            if member:
-                member.leave()
-        infer_seconds = member.ran if member else time.perf_counter() - running
-        if member and member.shared_by > 1:
-            BATCHED.of(model.manifest.name, model.manifest.version).add()
-        seconds = infer_seconds / (member.shared_by if member else 1) + waiting - began
+            infer_seconds, shared_by = time.perf_counter() - running, 1
+        seconds = infer_seconds / shared_by + waiting - began
         model.seconds += WEIGHT * (seconds - model.seconds)
         return Prediction(answer, began, waiting - began, infer_seconds, cache)
 

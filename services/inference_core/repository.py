@@ -19,13 +19,25 @@ log = structlog.get_logger()
 
 
 class Repository:
-    """`load` makes a warm model of a package; `max_bytes` bounds the model file; `keys_file`: see `read_package`."""
+    """`load` makes a warm model of a package; `max_bytes` bounds the model file; `keys_file`: see `read_package`.
 
-    def __init__(self, root: Path, load: Callable[[Package], Model], max_bytes: int, keys_file: str = "") -> None:
+    `batches`: whether predictions can be run as one here.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        load: Callable[[Package], Model],
+        max_bytes: int,
+        keys_file: str = "",
+        *,
+        batches: bool = False,
+    ) -> None:
         self.root = root
         self.keys_file = keys_file
         self._load = load
         self._max_bytes = max_bytes
+        self._batches = batches
         self._models: dict[str, Model] = {}
 
     def get(self, name: str, version: str | None = None) -> Model:
@@ -63,11 +75,15 @@ class Repository:
         if model is None or model.manifest.version != version:
             policy = self.policy(name)
             model = self._load(read_package(self.folder(name, version), self._max_bytes, self.keys_file))
-            take_up(model, policy)
+            model.policy = policy
+            # Before it serves anybody: only one inference is ever under way.
+            model.gains = self._batches and policy.batching == "auto" and gains(model)
+            if policy.batching == "auto":
+                log.info("predictions are run as one if that saves time", model=name, saves=model.gains)
             self._models[name] = model
             return
         try:
-            take_up(model, self.policy(name))
+            model.policy = self.policy(name)
         except PackageRefused as error:  # of a model that nobody has asked to change: it goes on as before
             log.warning("a model's policy is not taken up", model=name, reason=str(error))
 
@@ -98,13 +114,3 @@ class Repository:
 
     def policy(self, name: str) -> Policy:
         return read_policy(self.root / name)
-
-
-def take_up(model: Model, policy: Policy) -> None:
-    """What is measured for it, is measured once."""
-    if policy.batching == "off":
-        model.batches = False
-    elif model.policy.batching == "off":
-        model.batches = gains(model)
-        log.info("predictions may be run as one, if that saves time", model=model.manifest.name, saves=model.batches)
-    model.policy = policy

@@ -114,9 +114,20 @@ def _keep(target: Path, manifest: Manifest, model: bytes) -> Package:
     return read_package(target, len(model))
 
 
+# What steps have found out, which is not to the last digit the same on another processor.
+MEASURED = ("agreement_percent", "harm", "layers")
+
+
 def _content(manifest: Manifest) -> tuple[Manifest, bool]:
     """The manifest without what is measured anew at every build, and whether it has passed a gate."""
-    return msgspec.structs.replace(manifest, metrics={}, built={}, gate=None), manifest.gate is not None
+    lineage = tuple(
+        msgspec.structs.replace(
+            step, options={name: value for name, value in step.options.items() if name not in MEASURED}
+        )
+        for step in manifest.lineage
+    )
+    unmeasured = msgspec.structs.replace(manifest, metrics={}, built={}, gate=None, lineage=lineage)
+    return unmeasured, manifest.gate is not None
 
 
 def _write(folder: Path, manifest: Manifest, model: bytes) -> Package:

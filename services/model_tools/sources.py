@@ -159,10 +159,10 @@ class TensorFlowSource(Source, frozen=True, tag="tensorflow"):
 
     def _answer(self, folder: Path, feed: Feed) -> dict[str, Array]:
         with tempfile.TemporaryDirectory(prefix="tiercel-") as scratch:
-            np.savez(Path(scratch) / "rows.npz", **feed)  # type: ignore[arg-type]  # names of inputs, not of options
+            np.savez(Path(scratch) / "rows.npz", *feed.values())
             self._ask_tensorflow(Path(scratch), folder, list(feed))
             with np.load(Path(scratch) / "answers.npz") as answers:
-                return dict(answers)
+                return {name: answers[f"arr_{at}"] for at, name in enumerate(self.outputs)}
 
     def _ask_tensorflow(self, scratch: Path, folder: Path, inputs: list[str]) -> None:
         origin = str((folder / self.origin).resolve())

@@ -34,12 +34,12 @@ def main() -> None:
     folder = Path(sys.argv[1])
     task = json.loads((folder / "task.json").read_text())
     origin = Path(task["origin"])
-    loaded = {".tflite": load_tflite, ".keras": load_keras}.get(origin.suffix, load_saved_model)(origin)
+    loaded = {".tflite": load_tflite, ".keras": load_keras}.get(origin.suffix, load_saved_model)(origin, task["inputs"])
     if (folder / "rows.npz").exists():
         with np.load(folder / "rows.npz") as rows:
-            answers = loaded.answer([rows[name] for name in task["inputs"]])
+            answers = loaded.answer([rows[f"arr_{at}"] for at in range(len(task["inputs"]))])
         check("outputs", task["outputs"], answers)
-        np.savez(folder / "answers.npz", **dict(zip(task["outputs"], answers, strict=True)))
+        np.savez(folder / "answers.npz", *answers)
         return
     model = loaded.convert(task["opset"])
     rename(model.graph, "inputs", model.graph.input, task["inputs"])
@@ -49,7 +49,7 @@ def main() -> None:
     (folder / "versions.json").write_text(json.dumps(versions()))
 
 
-def load_keras(origin: Path) -> Loaded:
+def load_keras(origin: Path, names: list[str]) -> Loaded:
     import keras
 
     model = keras.saving.load_model(origin)
@@ -60,17 +60,21 @@ def load_keras(origin: Path) -> Loaded:
     return of_function(run, model.inputs)
 
 
-def load_saved_model(origin: Path) -> Loaded:
-    """By its signature, whose inputs and outputs are in the order of their names."""
+def load_saved_model(origin: Path, names: list[str]) -> Loaded:
+    """By its signature, which has names for inputs and outputs and no order; outputs are in that of their names."""
     model = tf.saved_model.load(str(origin))
     signature = model.signatures[SIGNATURE]
     specs = signature.structured_input_signature[1]
+    # Of one input there is no doubt, whatever it is called there.
+    theirs = dict(zip(names, specs, strict=True)) if len(names) == len(specs) == 1 else {name: name for name in specs}
+    if set(names) != set(theirs):
+        raise SystemExit(f"inputs: expected {', '.join(sorted(specs))} as in the signature, got {', '.join(names)}")
 
     def run(*arrays: Any, keep: Any = model) -> Any:  # its variables go when nobody has it any more
-        answers = signature(**dict(zip(sorted(specs), arrays, strict=True)))
+        answers = signature(**{theirs[name]: array for name, array in zip(names, arrays, strict=True)})
         return [answers[name] for name in sorted(answers)]
 
-    return of_function(run, [specs[name] for name in sorted(specs)])
+    return of_function(run, [specs[theirs[name]] for name in names])
 
 
 def of_function(run: Callable[..., Any], inputs: list[Any]) -> Loaded:
@@ -82,7 +86,7 @@ def of_function(run: Callable[..., Any], inputs: list[Any]) -> Loaded:
     )
 
 
-def load_tflite(origin: Path) -> Loaded:
+def load_tflite(origin: Path, names: list[str]) -> Loaded:
     def answer(arrays: list[Any]) -> list[Any]:
         interpreter = tf.lite.Interpreter(str(origin))
         inputs = interpreter.get_input_details()

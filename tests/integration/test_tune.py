@@ -83,6 +83,7 @@ def test_a_trial_serves_whatever_the_operator_has_set(zoo: Zoo) -> None:
         "AUTH": "required",
         "BIND": "0.0.0.0:80",
         "CACHE_URL": "redis://h",
+        "QUOTA_REQUESTS": "1",
         "STATE_DIR": "/nowhere",
         "WORKERS": "9",
     }

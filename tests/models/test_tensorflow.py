@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from recipes import BATCH, CLASSES, RECIPE, rows, write_recipe
 
@@ -55,6 +56,22 @@ def test_a_package_of_it(folder: Path) -> None:
     [(manifest, _)] = build(read_recipe(path), folder)
     assert [(spec.name, spec.shape) for spec in manifest.outputs] == [("p", (-1, CLASSES)), ("q", (-1, 2))]
     assert {"tensorflow-cpu", "tf2onnx", "onnxruntime"} <= manifest.built.keys()
+
+
+def test_inputs_are_told_apart_by_their_names(folder: Path) -> None:
+    """A SavedModel has no order of them: rows of another order are not given to the wrong one."""
+    script = """
+import keras
+a, b = keras.Input((1,), name="age"), keras.Input((1,), name="weight")
+keras.Model([a, b], keras.ops.subtract(a, b)).export("two", verbose=False)
+"""
+    subprocess.run([PYTHON, "-c", script], cwd=folder, check=True, capture_output=True)
+    feed = {"weight": np.full((2, 1), 5, np.float32), "age": np.full((2, 1), 7, np.float32)}
+    exported = TensorFlowSource("two", outputs=("y",), python=PYTHON).export(folder, feed)
+    assert exported.answer(feed)["y"].tolist() == [[2], [2]]
+    assert open_model(exported.model).run(["y"], feed)[0].tolist() == [[2], [2]]
+    with pytest.raises(PackageRefused, match=r"inputs: expected age, weight as in the signature, got age, height"):
+        TensorFlowSource("two", outputs=("y",), python=PYTHON).export(folder, {"age": ROWS, "height": ROWS})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import calendar
 import gc
 import json
 import re
+import sys
 import threading
 import time
 import weakref
@@ -424,6 +425,34 @@ def test_the_answer_does_not_wait_for_its_batch(observer: Observer) -> None:
     del exchange
     gc.collect()
     assert answer() is None
+
+
+def test_kinds_that_are_new_to_several_threads_at_once_are_one(observer: Observer) -> None:
+    """Each is a row of the table, and nobody else's."""
+    threads, rounds = 8, 40
+    start = threading.Barrier(threads)
+
+    def work(number: int) -> None:
+        for at in range(rounds):
+            start.wait()
+            Exchange(observer, route=f"/new-{at}-{number % 2}").ends()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(before)
+    observer.flush()
+    kinds = observer._figures._kinds.values()
+    assert len({kind.row for kind in kinds}) == len(kinds) == 2 * rounds
+    for kind in kinds:
+        *counts, _ = totals(collect(None).numbers, families.REQUEST_SECONDS, route=kind.route)
+        assert sum(counts) == threads / 2
 
 
 def test_what_comes_while_others_are_written_waits_for_the_next(observer: Observer, out: Out) -> None:

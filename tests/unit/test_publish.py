@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from signing import private_pem, public_pem
 
 from inference_core.errors import PackageRefused
-from inference_core.manifest import MANIFEST_FILE, MODEL_FILES, Check, Gate, Manifest, TensorSpec, read_package
+from inference_core.manifest import MANIFEST_FILE, MODEL_FILES, Check, Gate, Manifest, Step, TensorSpec, read_package
 from model_tools import publish as module
 from model_tools.publish import Built, describe, publish, publish_all, read_private_key
 
@@ -60,6 +60,18 @@ def test_same_again_keeps_the_package(tmp_path: Path) -> None:
     again = publish(tmp_path, make_manifest(metrics={"latency_ms": 1.7}, built={"python": "3.12"}), MODEL)
 
     assert again == first
+
+
+def test_what_steps_have_found_out_is_not_to_the_digit_the_same(tmp_path: Path) -> None:
+    """As it was computed on another processor; what they were told is."""
+
+    def after(**options: object) -> Manifest:
+        return make_manifest(lineage=(Step("static-int8", options, describe(MODEL)),))
+
+    first = publish(tmp_path, after(max_rows=8, harm={"a": 0.1}), MODEL)
+    assert publish(tmp_path, after(max_rows=8, harm={"a": 0.1001}, layers={"a": {"error": 0.2}}), MODEL) == first
+    with pytest.raises(PackageRefused, match="with other content"):
+        publish(tmp_path, after(max_rows=9, harm={"a": 0.1}), MODEL)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,27 @@ def served(repository: Repository) -> dict[str, str]:
     return {model.manifest.name: model.manifest.version for model in repository.loaded()}
 
 
+def test_what_batches_gain_is_measured_before_a_model_serves(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there can be batches and the policy wants them; never of a model that is under way."""
+    measured = []
+    monkeypatch.setattr("inference_core.repository.gains", lambda model: not measured.append(model.manifest.version))
+    zoo.scale()
+    zoo.scale(version=2)
+    policy = zoo.root / "scale" / "model.toml"
+    policy.write_text('batching = "auto"')
+    elsewhere = Repository(zoo.root, load, MAX_BYTES)
+    assert elsewhere.serve({"scale": "1"}) == {}
+    assert (measured, elsewhere.get("scale").gains) == ([], False)
+    here = Repository(zoo.root, load, MAX_BYTES, batches=True)
+    policy.write_text("")
+    here.serve({"scale": "1"})
+    policy.write_text('batching = "auto"')
+    here.serve({"scale": "1"})
+    assert (measured, here.get("scale").gains) == ([], False)
+    here.serve({"scale": "2"})
+    assert (measured, here.get("scale").gains) == (["2"], True)
+
+
 def test_versions_are_numbers(zoo: Zoo, repository: Repository) -> None:
     """9 comes before 10, and the newest is the largest number."""
     for version in (10, 9, 1, 100):

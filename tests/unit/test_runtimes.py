@@ -181,6 +181,19 @@ def test_a_runtime_that_is_not_installed_is_named(runtime: str, zoo: Zoo, monkey
     )
 
 
+@pytest.mark.parametrize("runtime", NEEDS)
+def test_a_runtime_that_lacks_a_library_costs_no_other_model(
+    runtime: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch says so with an OSError."""
+    for library in ("torch", "ai_edge_litert"):
+        (tmp_path / f"{library}.py").write_text("raise OSError('libgomp.so.1: cannot open shared object file')")
+        monkeypatch.delitem(sys.modules, library, raising=False)
+    monkeypatch.delitem(sys.modules, f"inference_core.runtimes.{runtime}", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "(libgomp.so.1: cannot open shared object file)" in refusal(package(zoo, runtime))
+
+
 def test_each_optional_runtime_has_its_extra() -> None:
     """Of the name by which manifests call it."""
     assert MODEL_FILES.keys() == {"onnx", *NEEDS}

@@ -498,6 +498,26 @@ def test_a_request_is_traced_to_whoever_takes_otlp(
     assert receiver.services == {"tiercel-api"}
 
 
+class Keeping:
+    """What keeps the trace of every request, as the submission of a job does."""
+
+    def process_resource(self, req: Any, *_: Any) -> None:
+        req.context.observation.keep_trace()
+
+
+def test_who_says_so_has_every_trace_kept(
+    traced: tuple[TestClient, Tracer], receiver: Receiver, counted: Spans
+) -> None:
+    """More of them than the lot may fall on."""
+    client, tracer = traced
+    client.app.add_middleware(Keeping())
+    for _ in range(5):
+        assert client.simulate_get("/v1/models").status_code == 200
+    tracer.flush()
+    wait_until(lambda: counted() == (5, 0), "they have gone out")
+    assert len({each.trace_id for each in receiver.spans}) == 5
+
+
 def test_a_request_that_fails_is_kept_though_nobody_asked(
     traced: tuple[TestClient, Tracer], receiver: Receiver, counted: Spans
 ) -> None:

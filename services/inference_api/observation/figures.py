@@ -1,5 +1,6 @@
 """What is counted of requests (observability.families): at once that they were answered, later what they took."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -35,6 +36,7 @@ class Figures:
         self._cpu = clock()
         self._kinds: dict[tuple[object, ...], Kind] = {}
         self._table = Table(counters=3, histograms=7)
+        self._lock = threading.Lock()
 
     def answered(self, observation: Observation, method: str, route: str | None, status: object) -> Kind:
         """Count a request at once, with a status as Falcon has it."""
@@ -65,14 +67,15 @@ class Figures:
         # SECURITY: a label is never what a client has made up, nor is that remembered here.
         label = method if method in falcon.HTTP_METHODS else OTHER
         key = (route, label, status, model, version, cache, queued)
-        if found := self._kinds.get(key):
-            return found
-        code, path = int(str(status)[:3]), route or NO_ROUTE
-        answered = families.REQUESTS.of(path, label, model, version, str(code))
-        row = self._table.add(*_series(path, model, version, cache, queued))
-        quiet = path in QUIET and code < SERVER_ERROR
-        kind = self._kinds[key] = Kind(answered, row, quiet, path, code, model, version, cache or "")
-        return kind
+        with self._lock:  # a row of the table is one kind's only
+            if found := self._kinds.get(key):
+                return found
+            code, path = int(str(status)[:3]), route or NO_ROUTE
+            answered = families.REQUESTS.of(path, label, model, version, str(code))
+            row = self._table.add(*_series(path, model, version, cache, queued))
+            quiet = path in QUIET and code < SERVER_ERROR
+            kind = self._kinds[key] = Kind(answered, row, quiet, path, code, model, version, cache or "")
+            return kind
 
 
 def _series(

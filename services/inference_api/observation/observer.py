@@ -90,7 +90,9 @@ class Observer:
         kind = self._figures.answered(observation, method, req.uri_template, status)
         self._in_flight.discard(observation)
         tracer, failed = self._tracer, kind.status >= SERVER_ERROR
-        if tracer.queue and tracer.wants(observation.known_trace(), times[0], failed=failed):
+        if tracer.queue and (
+            observation.keeps_trace or tracer.wants(observation.known_trace(), times[0], failed=failed)
+        ):
             trace, at = observation.keep_trace(), Clock()
             root = spans.root(observation, kind, method, whose, ended, at)
             tracer.record(trace, root, spans.parts(observation, ended, at))

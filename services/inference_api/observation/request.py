@@ -48,6 +48,7 @@ class Observation(msgspec.Struct, gc=False, eq=False):
     # What was done besides predicting.
     spans: Sequence[Span] = ()
     found_trace: Trace | None = None
+    keeps_trace: bool = False
 
     def known_trace(self) -> Trace | None:
         """The trace that it names, or that it was given since. PERF: not read before somebody asks."""
@@ -57,6 +58,7 @@ class Observation(msgspec.Struct, gc=False, eq=False):
 
     def keep_trace(self) -> Trace:
         """Its trace, or a new one, to be kept whatever the lot says."""
+        self.keeps_trace = True
         self.found_trace = (self.known_trace() or new_trace())._replace(sampled=True)
         return self.found_trace
 

@@ -27,7 +27,7 @@ def load_engine(package: Package, intra_op_threads: int, spinning: bool) -> Engi
             from inference_core.runtimes.torchscript import load  # noqa: PLC0415
         else:
             from inference_core.runtimes.litert import load  # noqa: PLC0415
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # a library of theirs may be missing, too
         raise PackageRefused(
             f"{package.manifest.model_file}: expected {NEEDS[runtime]}, which is not installed: "
             f"pip install 'tiercel[{runtime}]' ({error})"
