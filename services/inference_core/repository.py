@@ -77,8 +77,8 @@ class Repository:
             model = self._load(read_package(self.folder(name, version), self._max_bytes, self.keys_file))
             model.policy = policy
             # Before it serves anybody: only one inference is ever under way.
-            model.gains = self._batches and policy.batching == "auto" and gains(model)
-            if policy.batching == "auto":
+            if self._batches and policy.batching == "auto":
+                model.gains = gains(model)
                 log.info("predictions are run as one if that saves time", model=name, saves=model.gains)
             self._models[name] = model
             return
