@@ -92,6 +92,7 @@ class StatisticsResource(Resource):
         self, req: falcon.Request, resp: falcon.Response, model: str | None = None, version: str | None = None
     ) -> None:
         folder, repository = self._services.settings.metrics_dir, self._services.repository
+        req.context.observer.try_to_flush()  # so that who asks twice, of the same worker, hears the same
         numbers = collect(Path(folder) if folder else None).numbers
         models = [repository.get(model, version)] if model else repository.loaded()
         send(resp, Statistics([_statistics(each, numbers) for each in models]))

@@ -62,7 +62,6 @@ class Stage(Client):
         }
 
     def statistics(self, path: str) -> list[dict[str, Any]]:
-        self.observer.flush()
         found: list[dict[str, Any]] = self.get(path).json["model_stats"]
         return found
 

@@ -102,15 +102,16 @@ class Observer:
             line = lines.line(observation, kind, times, method, whose, rows, size)
         self._waiting.append((kind.row, rows, times, line))
         if len(self._waiting) >= BATCH:
-            self._try_to_flush()
+            self.try_to_flush()
         return times
 
     def _flush_for_ever(self) -> None:
         while True:
             time.sleep(DELAY_SECONDS)
-            self._try_to_flush()
+            self.try_to_flush()
 
-    def _try_to_flush(self) -> None:
+    def try_to_flush(self) -> None:
+        """The same for who can do without."""
         try:
             self.flush()
         except Exception:  # such as nobody to read what is written: requests, and the thread, must go on
